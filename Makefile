@@ -1,0 +1,64 @@
+# darkroom from a clean checkout: make run, make test. Needs Python 3.11 to 3.13 and a package registry.
+
+SPOOL ?= spool
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint seedling seedling-eval clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@echo '  SPOOL=folder          where `make run` keeps its folders (default: spool)'
+	@echo '  PYTHON=python3.12     which Python makes .venv (default: the first that fits)'
+
+run: $(VENV)/.installed ## turn inbox.example/ into pictures with the bundled model
+	@mkdir -p '$(SPOOL)/inbox'
+	@cp inbox.example/*.json '$(SPOOL)/inbox/'
+	@$(BIN)/darkroom run --once --config config.toml --root '$(SPOOL)' --sheet '$(SPOOL)/contact-sheet.png'
+
+test: $(VENV)/.installed-dev ## the whole test suite
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+seedling: $(VENV)/.installed ## train the bundled model from nothing (two hours on two cores; goes on where it stopped)
+	$(BIN)/python -m tools.seedling.make
+
+seedling-eval: $(VENV)/.installed ## measure how well the bundled model follows prompts
+	$(BIN)/python -m tools.seedling.evaluate daemon/darkroom/seedling --judge build/seedling/judge.pt
+
+clean: ## remove caches and builds; pictures, .venv and the training stay
+	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find daemon tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. A stamp file records that what pyproject.toml and constraints.txt ask for is installed.
+
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+		if $$python -c '$(FITS)' >/dev/null 2>&1; then \
+			echo "Making $(VENV) with $$($$python --version)"; exec $$python -m venv --clear $(VENV); \
+		fi; \
+	done; \
+	echo 'No Python 3.11, 3.12 or 3.13 with venv was found. Install one (on Debian also python3-venv), or name it:' >&2; \
+	echo '  make PYTHON=/path/to/python3.12 …' >&2; exit 1
+
+# torch goes first and by its exact version, so that a CPU build at hand is taken before the registry's.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing darkroom into $(VENV) (torch is large: the first time takes minutes)'
+	@$(PIP) install --constraint constraints.txt '$(TORCH)'
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'Installing the tools for tests and checks'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@

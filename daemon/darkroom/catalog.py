@@ -1,0 +1,106 @@
+"""Which models there are: names to folders, their families and defaults. Reads a few small JSON files, no torch.
+
+A model is a diffusers folder. It comes from ``[models.NAME]`` in the config, from ``models_dir``, or with darkroom
+itself: ``seedling``. A folder may carry ``darkroom.json``, its makers' recommended defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from darkroom.config import ModelDefaults, ModelEntry, Models
+from darkroom.errors import ModelUnavailable
+
+BUNDLED = Path(__file__).parent / "seedling"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's name, its folder, and what a job gets where it leaves a field out."""
+
+    name: str
+    folder: Path
+    configured: ModelDefaults
+
+    @cached_property
+    def defaults(self) -> ModelDefaults:
+        """The config's defaults over the folder's own ``darkroom.json`` over the model's native size.
+
+        Raises ModelUnavailable where the folder is not a model.
+        """
+        own = self._read("darkroom.json") if (self.folder / "darkroom.json").is_file() else {}
+        try:
+            recommended = ModelDefaults(**own)
+        except ValidationError as error:
+            raise ModelUnavailable(
+                f'model "{self.name}": {self.folder / "darkroom.json"}: {error.errors()[0]["msg"]}'
+            ) from None
+        size = self._native_size()
+        chosen: dict[str, Any] = {"width": size, "height": size}
+        for source in (recommended, self.configured):
+            chosen.update(
+                {key: value for key, value in source if key in ModelDefaults.model_fields and value is not None}
+            )
+        return ModelDefaults(**chosen)
+
+    def _native_size(self) -> int:
+        """Side of a picture in pixels: the UNet's or transformer's sample size times the VAE's reduction."""
+        index = self._read("model_index.json")
+        part = "unet" if "unet" in index else "transformer"
+        sample = self._read(f"{part}/config.json").get("sample_size")
+        blocks = self._read("vae/config.json").get("block_out_channels", [0] * 4)
+        if isinstance(sample, list):
+            sample = sample[0]
+        return int(sample) * 2 ** (len(blocks) - 1) if isinstance(sample, int) else 512
+
+    def _read(self, file: str) -> dict[str, Any]:
+        path = self.folder / file
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelUnavailable(
+                f'model "{self.name}": {path} is missing; a model is a diffusers folder with model_index.json'
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {error}') from None
+        if not isinstance(content, dict):
+            raise ModelUnavailable(f'model "{self.name}": {path} is not a JSON object')
+        return content
+
+
+class Catalog:
+    """The models by name. Looks at the disk only when asked, so that a model added later is found."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    @property
+    def default(self) -> str:
+        """The name a job gets where it names no model."""
+        return self.models.default
+
+    def names(self) -> list[str]:
+        """Every name, sorted."""
+        return sorted(self._entries())
+
+    def get(self, name: str) -> Model | None:
+        """The model of that name, or None."""
+        entry = self._entries().get(name)
+        if entry is None:
+            return None
+        return Model(name, entry.path, entry)
+
+    def _entries(self) -> dict[str, ModelEntry]:
+        entries = {"seedling": ModelEntry(path=BUNDLED)}
+        folder = self.models.models_dir
+        if folder is not None and folder.is_dir():
+            for child in folder.iterdir():
+                if (child / "model_index.json").is_file():
+                    entries[child.name] = ModelEntry(path=child)
+        return entries | self.models.named

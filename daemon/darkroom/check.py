@@ -1,0 +1,115 @@
+"""Preflight: is everything there that a night's work needs? Each finding says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.catalog import Catalog
+from darkroom.config import Config
+from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
+from darkroom.job import parse, resolve
+from darkroom.spool import Spool, holder, read
+
+DEVICE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ``ok`` or not, and what was seen."""
+
+    what: str
+    ok: bool
+    message: str
+
+
+def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
+    """What is wrong with a job file, a line each; empty if it can be run here."""
+    limit = config.limits.max_job_bytes
+    try:
+        data = read(path, limit)
+        if data is None:
+            return [f"the file is larger than {limit:,} bytes ([limits] max_job_bytes)"]
+        resolve(parse(data), config, catalog, "checked")
+    except DarkroomError as error:
+        return [str(fault) for fault in error.errors] or [error.message]
+    except OSError as error:
+        return [error.strerror or str(error)]
+    return []
+
+
+def preflight(config: Config) -> Iterator[Finding]:
+    """Folders, space, models, device, one after the other; each yielded as it is known."""
+    yield from _folders(config)
+    yield from _models(config)
+    if config.executor.kind == "local":
+        yield _device(config)
+
+
+def _folders(config: Config) -> Iterator[Finding]:
+    spool = Spool(config.folders, config.limits)
+    try:
+        spool.open()
+    except SpoolInUse:
+        owner = holder(spool.working) or "a daemon"
+        yield Finding("folders", True, f"{spool.root} is in use by {owner}")
+    except ConfigError as error:
+        yield Finding("folders", False, error.message)
+        return
+    else:
+        spool.close()
+        yield Finding("folders", True, f"{spool.root} can be written, all four folders on one file system")
+    free, floor = spool.free_bytes(), config.limits.min_free_bytes
+    enough = free >= floor
+    advice = "" if enough else f"; make room, or lower [limits] min_free_bytes ({floor >> 20} MiB)"
+    yield Finding("free space", enough, f"{free / 2**30:.1f} GiB{advice}")
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    catalog = Catalog(config.models)
+    if catalog.get(catalog.default) is None:
+        message = (
+            f'[models] default is "{catalog.default}", which is not there; there are: {", ".join(catalog.names())}'
+        )
+        yield Finding("model", False, message)
+    for name in catalog.names():
+        model = catalog.get(name)
+        if model is None:
+            continue
+        try:
+            size = model.defaults.width
+        except ModelUnavailable as error:
+            yield Finding("model", False, error.message)
+            continue
+        default = ", the default" if name == catalog.default else ""
+        yield Finding("model", True, f"{name}{default}: {model.folder}, native size {size}")
+
+
+def _device(config: Config) -> Finding:
+    """Asked in a process of its own, so that this one never imports torch."""
+    settings = {
+        "DARKROOM_ENGINE__DEVICE": config.engine.device,
+        "DARKROOM_ENGINE__DTYPE": config.engine.dtype,
+    }
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", "darkroom.engine.device"],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=DEVICE_TIMEOUT_S,
+            check=True,
+        )
+        seen = json.loads(answer.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return Finding("device", False, f"the engine cannot start: {last}")
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        return Finding("device", False, f"the engine cannot start: {error}")
+    memory = f", {seen['memory_bytes'] / 2**30:.1f} GiB" if seen.get("memory_bytes") else ""
+    return Finding("device", True, f"{seen['name']}{memory}, {seen['dtype']}, torch {seen['versions']['torch']}")

@@ -1,0 +1,141 @@
+"""The command ``darkroom``: parse arguments, wire the objects, map errors to exit codes.
+
+Exit codes: 0 fine, 1 a job failed, 2 usage or configuration, 3 another daemon owns the spool.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from darkroom import __version__
+from darkroom.errors import DarkroomError
+
+app = typer.Typer(
+    name="darkroom",
+    help="A folder-watching batch daemon for Stable Diffusion: a prompt in inbox/, the picture in done/.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="config.toml; default: $DARKROOM_CONFIG, then ./config.toml."),
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", "-r", metavar="DIR", help="The spool, instead of the config's [folders].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"darkroom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Do what lies in the inbox, then end.")] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", metavar="PNG", help="At the end, a contact sheet of all pictures made in this run."),
+    ] = None,
+) -> None:
+    """Watch the inbox and render what is dropped there, until stopped.
+
+    [dim]darkroom run                     with ./config.toml
+    darkroom run --root ~/pictures   with a spool elsewhere
+    darkroom run --once              what waits now, then end; 1 if a job failed[/dim]
+    """
+    from darkroom.cli.run import run_daemon
+
+    raise typer.Exit(run_daemon(config, root, once=once, sheet=sheet))
+
+
+@app.command()
+def submit(
+    jobs: Annotated[list[str], typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, or job files (*.json).")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the job, as steps=30.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="What the result is called (for one job).")] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the verdict; 1 if a job failed.")] = False,
+) -> None:
+    """Put jobs into the inbox, each whole at once.
+
+    [dim]darkroom submit "a red circle on a blue background"
+    darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
+    darkroom submit tonight/*.json[/dim]
+    """
+    from darkroom.cli.submit import submit_jobs
+
+    raise typer.Exit(submit_jobs(jobs, config, root, settings=set_ or [], name=name, wait=wait))
+
+
+@app.command()
+def status(config: ConfigOption = None, root: RootOption = None, json: JsonOption = False) -> None:
+    """Say what waits, what runs and how it went; whether a daemon is running or not.
+
+    [dim]darkroom status
+    darkroom status --json[/dim]
+    """
+    from darkroom.cli.status import show_status
+
+    show_status(config, root, as_json=json)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE…]", help="Job files.")] = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Validate job files without running them; without files, look over config, folders, model and device.
+
+    [dim]darkroom check
+    darkroom check cat.json inbox.example/*.json[/dim]
+    """
+    from darkroom.cli.check import check_files, check_machine
+
+    raise typer.Exit(
+        check_files(files, config, root, as_json=json) if files else check_machine(config, root, as_json=json)
+    )
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is a sentence, never a traceback."""
+    try:
+        app()
+    except DarkroomError as error:
+        _complain(error.message)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _complain(message: Any) -> None:
+    for line in str(message).splitlines():
+        print(f"darkroom: {line}", file=sys.stderr)

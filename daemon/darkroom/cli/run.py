@@ -1,0 +1,69 @@
+"""``darkroom run``: wire the daemon, let signals set a flag, and end with a contact sheet if asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from darkroom.cli.screen import Screen
+from darkroom.config import Log, load
+from darkroom.executors import make_executor
+from darkroom.logs import make_logger
+from darkroom.loop import Loop
+from darkroom.spool import Spool
+
+
+def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet: Path | None) -> int:
+    """Run until stopped, or until the inbox is empty. Returns the exit code."""
+    config = load(config_file, root=root)
+    on_terminal = sys.stdout.isatty() and config.log.format != "json"
+    screen = Screen(live=on_terminal)
+    log = config.log
+    if on_terminal and log.format == "auto":
+        # The screen shows what goes on; the log is left with what went wrong.
+        log = Log(level="warning", format="console")
+    logger = make_logger(log)
+    loop = Loop(
+        config=config,
+        spool=Spool(config.folders, config.limits),
+        executor=make_executor(config),
+        logger=logger,
+        viewer=screen,
+        once=once,
+    )
+    _obey_signals(loop)
+    with screen.showing(loop.spool):
+        loop.run()
+    if sheet is not None:
+        _make_sheet(screen, sheet, logger)
+    return 1 if once and loop.work.failed else 0
+
+
+def _obey_signals(loop: Loop) -> None:
+    """The first SIGTERM or SIGINT stops at the next step; the second ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if loop.stopping:
+            os._exit(128 + number)
+        loop.stop()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, handle)
+
+
+def _make_sheet(screen: Screen, sheet: Path, logger: Any) -> None:
+    if not screen.pictures:
+        logger.warning("sheet.empty", why="no picture was made in this run")
+        return
+    from darkroom.output import contact_sheet
+
+    contact_sheet(list(screen.pictures)).save(sheet)
+    logger.info("sheet.saved", path=str(sheet), pictures=len(screen.pictures))
+    screen.say(f"contact sheet of {len(screen.pictures)} pictures: {sheet}")

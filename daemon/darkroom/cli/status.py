@@ -1,0 +1,98 @@
+"""``darkroom status``: what the folders say, and what the daemon last said of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from darkroom.config import load
+from darkroom.errors import UsageError
+from darkroom.health import read as read_health
+from darkroom.spool import PAUSE, Arrival, Spool, holder, is_held
+
+
+def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
+    """Print it. Raises UsageError where there is no spool."""
+    config = load(config_file, root=root)
+    spool = Spool(config.folders, config.limits)
+    if not spool.inbox.is_dir():
+        raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
+    status = gather(spool)
+    if as_json:
+        print(json.dumps(status, ensure_ascii=False))
+    else:
+        _show(status)
+
+
+def gather(spool: Spool) -> dict[str, Any]:
+    """Everything there is to say, as one object that JSON can hold."""
+    running = is_held(spool.working)
+    health = read_health(spool.root)
+    return {
+        "root": str(spool.root),
+        "running": running,
+        "holder": holder(spool.working) if running else None,
+        "paused": (spool.root / PAUSE).exists(),
+        "daemon": health.model_dump() if health is not None else None,
+        "waiting": _count_waiting(spool),
+        "working": _working(spool.working),
+        "done": _count(spool.done),
+        "failed": _count(spool.failed),
+        "free_bytes": spool.free_bytes(),
+    }
+
+
+def _count_waiting(spool: Spool) -> int:
+    return sum(isinstance(found, Arrival) for found in spool.pending())
+
+
+def _count(base: Path) -> int:
+    """Published results, those in groups too."""
+    total = 0
+    with os.scandir(base) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+                continue
+            total += 1 if Path(entry.path, "result.json").exists() else _count(Path(entry.path))
+    return total
+
+
+def _working(working: Path) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = []
+    for folder in sorted(working.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        job: dict[str, Any] = {"id": folder.name}
+        try:
+            job |= json.loads((folder / "progress.json").read_bytes())
+        except (OSError, ValueError):
+            pass
+        jobs.append(job)
+    return jobs
+
+
+def _show(status: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    daemon = status["daemon"]
+    state = daemon["state"] if status["running"] and daemon else "not running"
+    colour = {"idle": "green", "working": "green", "paused": "yellow"}.get(state, "red")
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]darkroom[/bold]", f"[{colour}]{state}[/{colour}]")
+    if status["running"] and daemon and daemon["why"]:
+        table.add_row("", escape(daemon["why"]))
+    elif status["paused"]:
+        table.add_row("", "a file named PAUSE lies in the spool")
+    table.add_row("spool", escape(status["root"]))
+    table.add_row("waiting", str(status["waiting"]))
+    for job in status["working"]:
+        progress = f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"
+        table.add_row("working", f"{escape(job.get('name', job['id']))}  {progress}" if "step" in job else job["id"])
+    table.add_row("done", str(status["done"]))
+    table.add_row("failed", f"[red]{status['failed']}[/red]" if status["failed"] else "0")
+    table.add_row("free space", f"{status['free_bytes'] / 2**30:.1f} GiB")
+    Console(highlight=False).print(table)

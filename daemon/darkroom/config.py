@@ -1,0 +1,274 @@
+"""config.toml and ``DARKROOM_…`` variables, as one frozen ``Config``.
+
+Every key has a default: a file with ``[folders] root`` alone, or none at all, is enough. A variable's name is the
+key's path with double underscores: ``DARKROOM_FOLDERS__ROOT=/srv/darkroom``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from darkroom.errors import ConfigError
+
+ENV_PREFIX = "DARKROOM_"
+ENV_CONFIG = "DARKROOM_CONFIG"
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+OnOom = Literal["degrade", "fail"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Folders(_Section):
+    """Where the spool is. All four folders must be on one file system."""
+
+    root: Path = Path("spool")
+    inbox: Path | None = None
+    working: Path | None = None
+    done: Path | None = None
+    failed: Path | None = None
+
+    def named(self, name: Literal["inbox", "working", "done", "failed"]) -> Path:
+        """One of the four, ``<root>/<name>`` unless configured by itself."""
+        chosen: Path | None = getattr(self, name)
+        return chosen or self.root / name
+
+
+class ModelDefaults(_Section):
+    """What a job gets where it leaves these fields out."""
+
+    num_inference_steps: int | None = Field(None, ge=1, le=150)
+    guidance_scale: float | None = Field(None, ge=0, le=30)
+    width: int | None = Field(None, ge=64, multiple_of=8)
+    height: int | None = Field(None, ge=64, multiple_of=8)
+    sampler: str | None = None
+    schedule: str | None = None
+    negative_prompt: str | None = None
+
+
+class ModelEntry(ModelDefaults):
+    """``[models.NAME]``: where a model is, and its defaults."""
+
+    path: Path
+
+
+class Models(_Section):
+    """``[models]``: the default model, a folder of models, and models one by one as ``[models.NAME]``."""
+
+    default: str = "seedling"
+    models_dir: Path | None = None
+    cached: int = Field(1, ge=1, le=64)
+    named: dict[str, ModelEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_named(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        named = {key: value for key, value in data.items() if isinstance(value, dict) and key != "named"}
+        rest = {key: value for key, value in data.items() if key not in named}
+        return {**rest, "named": {**rest.get("named", {}), **named}}
+
+
+class ExecutorSettings(_Section):
+    """``[executor]``: where jobs run."""
+
+    kind: Literal["local", "fake"] = "local"
+    max_attempts: int = Field(3, ge=1, le=100)
+
+
+class EngineSettings(_Section):
+    """``[engine]``: how pictures are made."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    threads: int = Field(0, ge=0, le=1024)
+    max_batch: int = Field(8, ge=1, le=64)
+    on_oom: OnOom = "degrade"
+    stall_s: float = Field(600, gt=0)
+    stop_s: float = Field(5, gt=0, le=600)
+    cache_dir: Path | None = None
+
+
+class Limits(_Section):
+    """``[limits]``: what a job may ask for, and what the spool may use."""
+
+    max_width: int = Field(2048, ge=64)
+    max_height: int = Field(2048, ge=64)
+    max_pixels: int = Field(2048 * 2048, ge=64 * 64)
+    max_count: int = Field(1000, ge=1, le=1000)
+    max_steps: int = Field(150, ge=1, le=150)
+    max_job_bytes: int = Field(1 << 20, ge=64, le=1 << 30)
+    min_free_bytes: int = Field(256 << 20, ge=0)
+
+
+class IntakeSettings(_Section):
+    """``[intake]``: when a dropped file counts as whole, and how often the inbox is looked through."""
+
+    settle_s: float = Field(10, ge=0.1)
+    network_settle_s: float = Field(60, ge=0.1)
+    rescan_s: float = Field(5, ge=0.05)
+    network_rescan_s: float = Field(2, ge=0.05)
+
+
+class Output(_Section):
+    """``[output]``: how pictures are saved where the job does not say."""
+
+    format: OutputFormat = "png"
+    quality: int = Field(92, ge=1, le=100)
+
+
+class Log(_Section):
+    """``[log]``: what is written to the log, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Config(BaseSettings):
+    """The whole configuration, frozen. Made by ``load``."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        protected_namespaces=(),
+    )
+
+    folders: Folders = Folders()
+    models: Models = Models()
+    executor: ExecutorSettings = ExecutorSettings()
+    engine: EngineSettings = EngineSettings()
+    limits: Limits = Limits()
+    intake: IntakeSettings = IntakeSettings()
+    output: Output = Output()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment outranks the file, whose content is what ``Config`` is called with."""
+        return env_settings, init_settings
+
+
+def load(file: Path | None = None, *, root: Path | None = None) -> Config:
+    """Read the configuration.
+
+    ``file`` defaults to ``$DARKROOM_CONFIG``, then ``./config.toml`` if there is one, then to nothing but defaults.
+    Relative paths in it are relative to the file's folder. ``root`` (from the command line) outranks both file and
+    environment. Raises ConfigError: one line for each fault, naming the file or variable, the key and the remedy.
+    """
+    if file is None and os.environ.get(ENV_CONFIG):
+        file = Path(os.environ[ENV_CONFIG])
+    if file is None and Path("config.toml").is_file():
+        file = Path("config.toml")
+    data = {} if file is None else _read(file)
+    _refuse_unknown_variables()
+    try:
+        config = Config(**data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault, file) for fault in error.errors())) from None
+    config = _absolute(config, file.resolve().parent if file else Path.cwd())
+    if root is not None:
+        folders = Folders(root=root.absolute())
+        config = config.model_copy(update={"folders": folders})
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file; name another with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelled variable would otherwise be ignored in silence."""
+    for variable in os.environ:
+        if not variable.startswith(ENV_PREFIX) or variable == ENV_CONFIG:
+            continue
+        path = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        known = _keys_at(path[:-1])
+        if known is not None and path[-1] not in known:
+            hint = _nearest(path[-1], known)
+            raise ConfigError(f"environment: {variable}: no such setting; {hint or 'unset it'}")
+
+
+def _keys_at(path: list[str]) -> list[str] | None:
+    """The keys that the section at ``path`` knows, or None where any key is fine (a model's name)."""
+    section: type[BaseModel] = Config
+    for key in path:
+        field = section.model_fields.get(key)
+        if field is None:
+            if section is Models:
+                section = ModelEntry
+                continue
+            return []
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        section = field.annotation
+    return [key for key in section.model_fields if key != "named"]
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known here: {', '.join(known)}" if known else None
+
+
+def _explain(fault: Any, file: Path | None) -> str:
+    """One pydantic error as one line: where, which key, what to do."""
+    path = [str(part) for part in fault["loc"] if part != "named"]
+    variable = ENV_PREFIX + "__".join(path).upper()
+    where = f"environment: {variable}" if variable in os.environ else f"{file or 'configuration'}: {_toml_name(path)}"
+    if fault["type"] == "extra_forbidden":
+        hint = _nearest(path[-1], _keys_at(path[:-1]) or [])
+        return f"{where}: no such key; {hint or 'remove it'}"
+    if fault["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}; got {fault['input']!r}"
+
+
+def _toml_name(path: list[str]) -> str:
+    if len(path) == 1:
+        return path[0] if path[0] not in Config.model_fields else f"[{path[0]}]"
+    return f"[{'.'.join(path[:-1])}] {path[-1]}"
+
+
+def _absolute(config: Config, base: Path) -> Config:
+    """Every path made absolute, so that nothing depends on where the daemon was started."""
+
+    def fixed(section: BaseModel) -> BaseModel:
+        update: dict[str, Any] = {}
+        for key, value in section:
+            if isinstance(value, Path):
+                update[key] = base / value.expanduser()
+            elif isinstance(value, BaseModel):
+                update[key] = fixed(value)
+            elif isinstance(value, dict):
+                update[key] = {name: fixed(entry) for name, entry in value.items()}
+        return section.model_copy(update=update)
+
+    return config.model_copy(update={key: fixed(value) for key, value in config if isinstance(value, BaseModel)})

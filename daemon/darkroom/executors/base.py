@@ -1,0 +1,58 @@
+"""The seam: what an executor is, what an engine is, and ``perform``, one job on an engine."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from darkroom.errors import DarkroomError, RenderFailed
+from darkroom.events import Event
+from darkroom.job import Job
+
+
+class Engine(Protocol):
+    """Makes pictures, in its own process. Made from the config; loads a model when a job needs it."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        """Render the pictures of ``job`` whose index is not in ``skip``; ends with Finished.
+
+        Looks at ``stopping`` before each step and then raises Stopped. Raises JobError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory back."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs one job at a time, somewhere."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process that does it, where it is another than this one and runs."""
+        ...
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        """Run a job; yields an event (``Alive`` if there is none) at least a few times a second.
+
+        Closing the generator stops the job at its next step. Raises JobError or MachineError; the executor can be
+        used again after either.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what it started."""
+        ...
+
+
+def perform(engine: Engine, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    """``engine.render``, with every foreign exception turned into RenderFailed."""
+    try:
+        yield from engine.render(job, skip, stopping)
+    except DarkroomError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise RenderFailed(f"The engine failed on this job: {what}", trace=traceback.format_exc()) from None

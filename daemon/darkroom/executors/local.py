@@ -1,0 +1,183 @@
+"""The engine in a supervised child process: whatever it does, the daemon lives on."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from darkroom.config import Config
+from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError
+from darkroom.events import Alive, Event
+from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
+from darkroom.job import Job
+
+ALIVE_S = 0.1
+"""How often ``run`` yields while the engine is silent, in seconds."""
+
+_KEPT_LINES = 60
+
+
+class LocalExecutor:
+    """Starts the child at the first job, and again after it died.
+
+    ``engine`` is ``module:name`` of what is called with the config in the child.
+    """
+
+    def __init__(self, config: Config, engine: str = "darkroom.engine.render:Engine") -> None:
+        self._config = config
+        self._engine = engine
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None where there is no child."""
+        return self._child.process.pid if self._child is not None and self._child.alive() else None
+
+    def start(self) -> None:
+        """Start the child if there is none, without waiting for it."""
+        if self._child is None or not self._child.alive():
+            self.close()
+            self._child = _Child(Setup(self._engine, self._config))
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
+        self.start()
+        child = self._child
+        assert child is not None
+        over = False
+        try:
+            child.send(Work(job, skip))
+            silent_since = time.monotonic()
+            while not over:
+                message = child.receive(ALIVE_S)
+                if message is not None:
+                    silent_since = time.monotonic()
+                elif time.monotonic() - silent_since > self._config.engine.stall_s:
+                    raise EngineStalled(
+                        f"The engine made no step for {self._config.engine.stall_s:g} s and was killed",
+                        trace=child.said(),
+                    )
+                match message:
+                    case Ended(error):
+                        over = True
+                        if error is not None:
+                            raise error
+                    case None | Ready():
+                        yield Alive()
+                    case _:
+                        yield message
+        except MachineError:
+            self._kill()
+            over = True
+            raise
+        finally:
+            if not over:
+                self._interrupt(child)
+
+    def close(self) -> None:
+        """End the child."""
+        self._kill()
+
+    def _interrupt(self, child: _Child) -> None:
+        """Stop the job at its next step; a child that takes too long is killed."""
+        deadline = time.monotonic() + self._config.engine.stop_s
+        try:
+            child.send(Stop())
+            while (left := deadline - time.monotonic()) > 0:
+                if isinstance(child.receive(left), Ended):
+                    return
+        except MachineError:
+            pass
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+class _Child:
+    """The process and its pipe."""
+
+    def __init__(self, setup: Setup) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "darkroom.executors.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+            )
+        self.pipe: Connection = Connection(ours.detach())
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+        self._reader = threading.Thread(target=self._read, name="engine-output", daemon=True)
+        self._reader.start()
+        self.send(setup)
+
+    def _read(self) -> None:
+        """What libraries print belongs into the report of a failure, not between the daemon's log lines."""
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                self._lines.append(line.decode("utf-8", "replace"))
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self) -> str | None:
+        """The last lines that the child printed."""
+        return "".join(self._lines) or None
+
+    def send(self, message: Any) -> None:
+        """Raises EngineDied."""
+        try:
+            self.pipe.send(message)
+        except OSError:
+            raise self._death() from None
+
+    def receive(self, timeout: float) -> Any:
+        """The next message, None after ``timeout`` seconds without one. Raises EngineDied."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(timeout) else None
+        except (EOFError, OSError):
+            raise self._death() from None
+        except Exception as error:
+            raise EngineDied(f"The engine said something unreadable: {error}", trace=self.said()) from None
+
+    def _death(self) -> DarkroomError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+        self._reader.join(1)
+        return EngineDied(f"The engine's process {_how(self.process.returncode)}", trace=self.said())
+
+    def end(self) -> None:
+        """Kill it, and wait until the system has taken it back."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.pipe.close()
+        self._reader.join(1)
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "closed its pipe and does not end"
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    killer = ": the kernel's out-of-memory killer, or somebody, killed it" if code == -signal.SIGKILL else ""
+    return f"was ended by signal {name}{killer}"

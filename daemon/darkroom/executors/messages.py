@@ -1,0 +1,45 @@
+"""What daemon and engine process say to each other, besides events.
+
+In: ``Setup`` first, then ``Work`` and ``Stop``. Out: ``Ready``, events, and after each job ``Ended``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darkroom.config import Config
+from darkroom.errors import DarkroomError
+from darkroom.job import Job
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which engine, as ``module:name``, and its config."""
+
+    engine: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Work:
+    """Run a job; ``skip`` are the pictures that exist."""
+
+    job: Job
+    skip: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the job that runs at its next step."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The engine is made."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The job is over, with the error that ended it if one did."""
+
+    error: DarkroomError | None

@@ -1,0 +1,98 @@
+"""The child process: an engine at the end of a pipe. Started by ``local`` as ``python -m darkroom.executors.worker``.
+
+The process ends when the pipe does: a daemon that died takes its engine with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from darkroom.errors import DarkroomError, RenderFailed
+from darkroom.executors.base import Engine, perform
+from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
+
+
+class Worker:
+    """Takes work from the pipe and gives events back."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.work: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self.stop = threading.Event()
+
+    def listen(self) -> None:
+        """Read the pipe, in a thread of its own: Stop and the daemon's end are heard in the middle of a step."""
+        while True:
+            try:
+                message = self.pipe.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            match message:
+                case Work():
+                    self.stop.clear()
+                    self.work.put(message)
+                case Stop():
+                    self.stop.set()
+
+    def run(self, engine: Engine) -> None:
+        """One job after the other, for ever."""
+        self.pipe.send(Ready())
+        while True:
+            work = self.work.get()
+            self.pipe.send(Ended(self._perform(engine, work)))
+
+    def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
+        try:
+            for event in perform(engine, work.job, work.skip, self.stop.is_set):
+                self._send(event)
+        except DarkroomError as error:
+            return error
+        return None
+
+    def _send(self, event: Any) -> None:
+        """Raises RenderFailed for what cannot be pickled; a broken pipe ends the process."""
+        try:
+            self.pipe.send(event)
+        except OSError:
+            os._exit(0)
+        except Exception:
+            raise RenderFailed("The engine said something unreadable", trace=traceback.format_exc()) from None
+
+
+def _die_with_parent() -> None:
+    """On Linux also ask the kernel, for a child that is deep in a library and hears nothing (PR_SET_PDEATHSIG)."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve the pipe whose descriptor is the first argument."""
+    _die_with_parent()
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon decides when its engine ends
+    pipe: Connection = Connection(int(sys.argv[1]))
+    setup: Setup = pipe.recv()
+    module, _, name = setup.engine.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    worker = Worker(pipe)
+    threading.Thread(target=worker.listen, name="listen", daemon=True).start()
+    worker.run(engine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Watching the inbox: notifications where the file system gives them. They are a hint to scan, never a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+RETRY_S = 30.0
+
+
+class _Hint(FileSystemEventHandler):
+    """Sets a flag and does nothing else."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Creations, moves, changes and closes are arrivals or parts of them."""
+        if isinstance(event, _ARRIVALS):
+            self._changed()
+
+
+_ARRIVALS = (
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileModifiedEvent,
+    FileClosedEvent,
+    DirCreatedEvent,
+    DirMovedEvent,
+)
+
+
+class Watch:
+    """The observer of one folder, rebuilt when it breaks. ``changed`` is called from its thread."""
+
+    def __init__(self, folder: Path, changed: Callable[[], None]) -> None:
+        self.folder = folder
+        self._changed = changed
+        self._observer: BaseObserver | None = None
+        self._retry_at = 0.0
+        self.trouble: str | None = None
+
+    def start(self, now: float) -> bool:
+        """Begin, or begin again. Returns whether notifications will come; ``trouble`` says why not.
+
+        ``now`` is monotonic seconds. Never raises: without notifications the scan goes on alone.
+        """
+        self.stop()
+        observer = Observer()
+        try:
+            observer.schedule(_Hint(self._changed), str(self.folder), recursive=True)
+            observer.start()
+        except (OSError, RuntimeError) as error:
+            self.trouble = f"no notifications for {self.folder}: {error}; scanning instead"
+            self._retry_at = now + RETRY_S
+            return False
+        self._observer = observer
+        self.trouble = None
+        return True
+
+    def keep(self, now: float) -> bool:
+        """Start it again if it is not whole and it is time to. Returns whether it was started just now."""
+        if self.alive() or now < self._retry_at:
+            return False
+        return self.start(now)
+
+    def alive(self) -> bool:
+        """Whether the observer and each of its emitters live: the observer's own word proves nothing."""
+        if self._observer is None or not self._observer.is_alive():
+            return False
+        return bool(self._observer.emitters) and all(emitter.is_alive() for emitter in self._observer.emitters)
+
+    def stop(self) -> None:
+        """End the observer's threads."""
+        if self._observer is None:
+            return
+        observer, self._observer = self._observer, None
+        try:
+            observer.stop()
+            observer.join(2)
+        except (OSError, RuntimeError):
+            return

@@ -1,0 +1,197 @@
+"""Bytes of a dropped file → ``Request``; every fault with its field, its line and a remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from darkroom import __version__, strict_json
+from darkroom.errors import FieldError, InvalidRequest, Unfinished
+from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER, changes_nothing
+from darkroom.job.types import Request
+
+_FIELDS = tuple(Request.model_fields)
+_GOT_LENGTH = 80
+
+
+def parse(data: bytes) -> Request:
+    """Read a job file. A ``result.json`` of darkroom's counts as its job, to render the same again.
+
+    Raises InvalidRequest with every fault found, in the order in which they stand in the file; Unfinished, a kind of
+    it, where the text is not JSON and its writer may not be done with it.
+    """
+    try:
+        document = strict_json.parse(strict_json.decode(data))
+    except strict_json.JSONFault as fault:
+        error = FieldError(fault.message, line=fault.line, column=fault.column, hint=fault.hint)
+        kind = InvalidRequest if _is_whole(data) else Unfinished
+        raise kind(f"This is not valid JSON: {error}.", errors=(error,)) from None
+    fields = document.value
+    prefix: tuple[str, ...] = ()
+    if not isinstance(fields, dict):
+        error = FieldError(
+            "a job is a JSON object",
+            line=1,
+            column=1,
+            got=_shown(fields),
+            hint='for example {"prompt": "a red circle"}',
+        )
+        raise InvalidRequest(f"This is not a job: {error.message} ({error.hint}).", errors=(error,))
+    if "darkroom" in fields and "pictures" in fields and "job" in fields:
+        fields, prefix = fields["job"], ("job",)
+        if not isinstance(fields, dict):
+            error = FieldError("this result has no job to render again: it failed before it had one", "job")
+            raise InvalidRequest(f"{error.message[0].upper()}{error.message[1:]}.", errors=(error,))
+    return parse_fields(fields, document, prefix)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a lenient parser takes it: then it is all there, and only our strictness refuses it."""
+    try:
+        json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def parse_fields(
+    fields: dict[str, Any], document: strict_json.Document | None = None, prefix: tuple[str, ...] = ()
+) -> Request:
+    """The same for fields that are parsed already. Raises InvalidRequest."""
+    canonical, written, errors = _translate(fields)
+    try:
+        request = Request.model_validate(canonical)
+    except ValidationError as error:
+        errors += [
+            _explain(fault, written)
+            for fault in error.errors()
+            if fault["loc"][0] in canonical or not any(e.field == "prompt" for e in errors)
+        ]
+        request = None
+    if request is not None and not errors:
+        return request
+    placed = [_place(error, document, prefix) for error in errors]
+    placed.sort(key=lambda error: (error.line or 0, error.column or 0))
+    first = placed[0]
+    more = f" (and {len(placed) - 1} more)" if len(placed) > 1 else ""
+    raise InvalidRequest(f"The job is not valid: {first}{more}.", errors=tuple(placed))
+
+
+def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[FieldError]]:
+    """Other tools' names into ours. Returns the fields, which name each was written by, and the faults."""
+    canonical: dict[str, Any] = {}
+    written: dict[str, str] = {}
+    errors: list[FieldError] = []
+
+    def take(name: str, value: Any, spelling: str) -> None:
+        if name in canonical:
+            errors.append(
+                FieldError(
+                    f"the same as {written[name]}, which stands here too", spelling, hint=f"keep one, best {name}"
+                )
+            )
+            return
+        canonical[name] = value
+        written[name] = spelling
+
+    for spelling, value in fields.items():
+        if spelling in _FIELDS:
+            take(spelling, value, spelling)
+        elif spelling in ALIASES:
+            take(ALIASES[spelling], value, spelling)
+        elif spelling in ("batch_size", "n_iter"):
+            continue
+        elif not changes_nothing(spelling, value):
+            errors.append(_unknown(spelling, value))
+    if "batch_size" in fields or "n_iter" in fields:
+        _take_batches(fields, take, errors)
+    return canonical, written, errors
+
+
+def _take_batches(fields: dict[str, Any], take: Any, errors: list[FieldError]) -> None:
+    count = 1
+    for spelling in ("batch_size", "n_iter"):
+        value = fields.get(spelling)
+        if value is None:
+            continue
+        if type(value) is not int or not 1 <= value <= 1000:
+            errors.append(FieldError("must be a whole number from 1 to 1000", spelling, got=_shown(value)))
+            return
+        count *= value
+    take("count", count, "batch_size" if "batch_size" in fields else "n_iter")
+
+
+def _unknown(field: str, value: Any) -> FieldError:
+    if field in LATER:
+        return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
+    if field in DO_NOTHING:
+        return FieldError(
+            "darkroom cannot honour this field of A1111's API", field, got=_shown(value), hint="remove the field"
+        )
+    near = difflib.get_close_matches(field.casefold(), [*_FIELDS, *ALIASES, "batch_size", "n_iter"], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "the fields are: " + ", ".join(_FIELDS)
+    return FieldError("unknown field", field, got=_shown(value), hint=hint)
+
+
+def _explain(fault: Any, written: dict[str, str]) -> FieldError:
+    """One of pydantic's errors in words for the person who wrote the file."""
+    name = str(fault["loc"][0])
+    field = written.get(name, name)
+    value, context = fault.get("input"), fault.get("ctx", {})
+    hint: str | None = None
+    match fault["type"]:
+        case "missing":
+            return FieldError("a job needs a prompt", "prompt", hint='for example "prompt": "a red circle"')
+        case "int_type" | "int_from_float":
+            message = "must be a whole number"
+            hint = _hint_for_number(value)
+        case "float_type":
+            message = "must be a number"
+            hint = _hint_for_number(value)
+        case "string_type":
+            message = "must be a text"
+            hint = "put it in double quotes" if isinstance(value, int | float) else None
+        case "literal_error":
+            message = f"must be {context['expected'].replace(chr(39), chr(34))}"
+        case "greater_than_equal":
+            message = f"must be at least {context['ge']:g}"
+        case "less_than_equal":
+            message = f"must be at most {context['le']}"
+        case "string_too_short":
+            message = "must not be empty"
+        case "string_too_long":
+            message = f"has {len(value):,} characters; at most {context['max_length']:,} are allowed"
+        case _:
+            message = str(fault["msg"]).removeprefix("Value error, ")
+    return FieldError(message, field, got=_shown(value), hint=hint)
+
+
+def _hint_for_number(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "remove the quotes" if value.strip().lstrip("-").replace(".", "", 1).isdigit() else None
+    if isinstance(value, bool):
+        return "true and false are not numbers"
+    if isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    return None
+
+
+def _shown(value: Any) -> Any:
+    """The value for the report: short, and free of what JSON cannot hold."""
+    if isinstance(value, str):
+        clean = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return clean if len(clean) <= _GOT_LENGTH else clean[:_GOT_LENGTH] + "…"
+    if isinstance(value, list | dict):
+        return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
+    return value
+
+
+def _place(error: FieldError, document: strict_json.Document | None, prefix: tuple[str, ...]) -> FieldError:
+    if document is None or error.field is None:
+        return error
+    line, column = document.place((*prefix, error.field))
+    shown = error.field.encode("utf-8", "backslashreplace").decode("utf-8")[:_GOT_LENGTH]
+    return FieldError(error.message, shown, line, column, error.got, error.hint)

@@ -1,0 +1,144 @@
+"""The types of a job's life: request, job, result, error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_SEED = 2**64 - 1
+MAX_TEXT = 10_000
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character; remove it")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("holds half of a surrogate pair, which is no character; remove it")
+    return value
+
+
+def _multiple_of_8(value: int) -> int:
+    if value % 8:
+        below = value // 8 * 8
+        raise ValueError(f"must be a multiple of 8; the nearest are {below} and {below + 8}")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Side = Annotated[int, Field(ge=64, le=65_536), AfterValidator(_multiple_of_8)]
+
+LongPrompt = Literal["chunk", "truncate"]
+OnOom = Literal["degrade", "fail"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class Request(BaseModel):
+    """A job as it was asked: every field but the prompt may be left out. See docs/jobs.md for each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)]
+    negative_prompt: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=150)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    count: Annotated[int, Field(ge=1, le=1000)] | None = None
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    sampler: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
+    schedule: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
+    clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
+    long_prompt: LongPrompt | None = None
+    on_oom: OnOom | None = None
+    output_format: OutputFormat | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class Job(BaseModel):
+    """A job with nothing left open: the same fields as ``Request``, each decided, and the job's ``id``.
+
+    Picture ``i`` (from 0) has seed ``seed + i`` (modulo 2⁶⁴).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    id: str
+    prompt: str
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    width: int
+    height: int
+    count: int
+    model: str
+    sampler: str
+    schedule: str
+    clip_skip: int
+    long_prompt: LongPrompt
+    on_oom: OnOom
+    output_format: OutputFormat
+    quality: int
+
+    def recipe(self) -> dict[str, Any]:
+        """The fields that make the picture: a valid request, which renders the same again."""
+        return self.model_dump(exclude={"id"})
+
+    def seed_of(self, index: int) -> int:
+        """The seed of picture ``index``, counted from 0."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+
+class PictureRecord(BaseModel):
+    """One picture in result.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    seed: int
+
+
+class Result(BaseModel):
+    """result.json: what was asked, what was done, every picture, every fallback."""
+
+    model_config = ConfigDict(frozen=True)
+
+    darkroom: str
+    id: str
+    name: str
+    original_name: str
+    original_name_base64: str | None = None
+    """The name's bytes, only where they are not UTF-8."""
+    status: Literal["done", "failed", "partial"]
+    request_sha256: str | None = None
+    received_at: str
+    started_at: str | None
+    finished_at: str
+    attempts: int
+    seconds: dict[str, float]
+    pictures: list[PictureRecord]
+    job: dict[str, Any] | None
+    requested: dict[str, Any]
+    fallbacks: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
+    device: str | None
+    versions: dict[str, str]
+
+
+class ErrorReport(BaseModel):
+    """error.json: why a job failed, for a person."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["failed", "partial"]
+    reason: str
+    message: str
+    errors: list[dict[str, Any]]
+    attempts: int
+    traceback: str | None

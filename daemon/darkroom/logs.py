@@ -1,0 +1,63 @@
+"""The daemon's log: structlog, JSON lines for machines or coloured lines for people. Logging never raises."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import structlog
+
+from darkroom.config import Log
+
+
+class _Unbreakable:
+    """A stream whose reader may go away: a closed terminal or pipe does not end the daemon."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+def make_logger(log: Log, stream: TextIO | None = None, *, pretty: bool | None = None) -> Any:
+    """A logger: ``logger.info("job.done", id=…)``.
+
+    ``pretty`` decides where ``log.format`` is ``auto``; without it, a terminal gets coloured lines.
+    """
+    target = stream or sys.stdout
+    if log.format != "auto":
+        pretty = log.format == "console"
+    elif pretty is None:
+        pretty = target.isatty()
+    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    if pretty:
+        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty())
+    return structlog.wrap_logger(
+        structlog.WriteLogger(_Unbreakable(target)),  # type: ignore[arg-type]
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _printable,
+            renderer,
+        ],
+    )
+
+
+def _printable(logger: Any, method: str, fields: Any) -> Any:
+    """Names of files may hold bytes that are not text."""
+    for key, value in fields.items():
+        if isinstance(value, str):
+            fields[key] = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return fields

@@ -1,0 +1,278 @@
+"""The daemon's loop: take a job, have it done, look around, until stopped."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from darkroom.catalog import Catalog
+from darkroom.config import Config
+from darkroom.errors import Stopped, StorageTrouble
+from darkroom.executors import Executor
+from darkroom.health import Health
+from darkroom.health import State as HealthState
+from darkroom.intake import Guard, Intake, Waker
+from darkroom.spool import Arrival, Spool, Ticket
+from darkroom.systemd import Notifier
+from darkroom.work import Viewer, Work
+
+T = TypeVar("T")
+
+REFUSE_BUDGET_S = 0.02
+"""How long one tick may look at new files."""
+
+LONGEST_SLEEP_S = 1.0
+TROUBLE_SLEEP_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+
+@dataclass
+class Loop:
+    """All the parts, and the story of the daemon's days in ``run``."""
+
+    config: Config
+    spool: Spool
+    executor: Executor
+    logger: Any
+    waker: Waker = field(default_factory=Waker)
+    viewer: Viewer | None = None
+    once: bool = False
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.stopping = False
+        self.health = Health(self.spool.root, self.spool.disk, self.clock)
+        self.notifier = Notifier()
+        self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
+        self.work = Work(
+            config=self.config,
+            catalog=Catalog(self.config.models),
+            spool=self.spool,
+            executor=self.executor,
+            health=self.health,
+            logger=self.logger,
+            viewer=self.viewer,
+            look_around=self._look_around,
+            insist=self._insist,
+            clock=self.clock,
+        )
+        settings, local = self.config.intake, self.guard.local
+        self.intake = Intake(
+            self.spool,
+            judge=self.work.judge,
+            report=self._report_left,
+            settle_s=settings.settle_s if local else settings.network_settle_s,
+            rescan_s=settings.rescan_s if local else settings.network_rescan_s,
+            clock=self.clock,
+        )
+        self._claimed: deque[Ticket] = deque()
+        self._recovered = False
+        self._trouble: str | None = None
+        self._retry_at = 0.0
+        self._backoff = 1.0
+
+    # The story
+
+    def run(self) -> None:
+        """Work until stopped, or with ``once`` until nothing is left. Raises ConfigError, SpoolInUse."""
+        self.startup()
+        try:
+            self.main_loop()
+        finally:
+            self.shutdown()
+
+    def stop(self) -> None:
+        """Ask to stop at the next step; safe in a signal handler."""
+        self.stopping = True
+        self.waker.wake()
+
+    def startup(self) -> None:
+        """Own the spool, watch the inbox, say that we are ready."""
+        self.spool.open()
+        self.guard.start()
+        self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
+        self._turn("idle")
+        self.notifier.ready()
+
+    def main_loop(self) -> None:
+        """Tick, take, work; sleep where there is nothing to take."""
+        while not self.stopping:
+            self.tick()
+            ticket = self._next_ticket()
+            if ticket is not None:
+                self._work_on(ticket)
+            elif self.once and self._nothing_left():
+                return
+            else:
+                self._sleep()
+
+    def shutdown(self) -> None:
+        """End the engine, let go of the spool."""
+        self.notifier.stopping()
+        self._turn("stopping")
+        self.executor.close()
+        self.guard.stop()
+        self._turn("stopped")
+        self.health.write(now=True)
+        self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
+        self.spool.close()
+
+    def tick(self) -> None:
+        """What must go on even while a job is rendered: refuse hopeless files, watch the inbox, feed the watchdog."""
+        self.notifier.watchdog()
+        if self.guard.check():
+            self.intake.hint()
+        if self.guard.trouble is None:
+            try:
+                self.intake.look()
+            except OSError as error:
+                self.guard.unreadable(error)
+        if not self.spool.paused() and not self._in_trouble():
+            try:
+                for arrival in self.intake.refused(REFUSE_BUDGET_S):
+                    self._refuse(arrival)
+            except StorageTrouble as trouble:
+                self._pause(trouble)
+        self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
+        self.health.write()
+
+    # Taking
+
+    def _next_ticket(self) -> Ticket | None:
+        """A job that was begun before, else the next one from the inbox; None where there is none to take now."""
+        if self._in_trouble():
+            return None
+        try:
+            if not self._recovered:
+                self._claimed.extend(self.spool.recover())
+                self._recovered = True
+            ticket = self._claimed.popleft() if self._claimed else self._claim_next()
+        except StorageTrouble as trouble:
+            self._pause(trouble)
+            return None
+        self._end_of_trouble()
+        return ticket
+
+    def _claim_next(self) -> Ticket | None:
+        if self.spool.paused():
+            self._turn("paused", "a file named PAUSE lies in the spool; remove it to go on")
+            return None
+        if self.guard.trouble is not None:
+            self._turn("paused", self.guard.trouble)
+            return None
+        free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
+        self.health.report.free_bytes = free
+        if free < floor:
+            why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
+            raise StorageTrouble(f"{self.spool.root}: {why}")
+        arrival = self.intake.take()
+        if arrival is None:
+            self._turn("idle")
+            return None
+        return self._claim(arrival)
+
+    def _claim(self, arrival: Arrival) -> Ticket | None:
+        try:
+            return self.spool.claim(arrival)
+        except OSError as error:
+            self._report_left(arrival.name, f"it cannot be moved out of the inbox: {error.strerror}")
+            return None
+
+    def _refuse(self, arrival: Arrival) -> None:
+        """Claim a file that can never be a job, and say why. Its verdict does not wait for its turn."""
+        ticket = self._claim(arrival)
+        if ticket is not None and not self.work.refuse(ticket):
+            self._claimed.append(ticket)  # it was mended in the last moment
+
+    def _report_left(self, name: str, why: str) -> None:
+        self.logger.warning("inbox.left", name=name, why=why)
+
+    # Working
+
+    def _work_on(self, ticket: Ticket) -> None:
+        self.health.update(job=ticket.id)
+        self._turn("working")
+        try:
+            self.work.do(ticket)
+        except StorageTrouble as trouble:
+            self._pause(trouble)
+        except Stopped:
+            self.logger.info("job.interrupted", id=ticket.id)
+        finally:
+            self.health.update(job=None)
+
+    def _look_around(self) -> None:
+        self.tick()
+        if self.stopping:
+            raise Stopped("stopping")
+
+    # Waiting
+
+    def _hint(self) -> None:
+        self.intake.hint()
+        self.waker.wake()
+
+    def _sleep(self) -> None:
+        if self._trouble or self.guard.trouble:
+            self.waker.wait(TROUBLE_SLEEP_S)
+        else:
+            self.waker.wait(min(self.intake.wait_s(), LONGEST_SLEEP_S))
+
+    def _nothing_left(self) -> bool:
+        """Looked at afresh, since a notification may be under way."""
+        if self._claimed or not self._recovered or self._trouble or self.guard.trouble or self.spool.paused():
+            return False
+        if self.intake.idle:
+            self.intake.hint()
+            self.tick()
+        return self.intake.idle and not self._claimed
+
+    # Trouble with the disk
+
+    def _in_trouble(self) -> bool:
+        return self._trouble is not None and self.clock() < self._retry_at
+
+    def _pause(self, trouble: StorageTrouble) -> None:
+        """Wait longer each time; what was claimed is found again on the disk, which is the truth."""
+        if self._trouble != trouble.message:
+            self.logger.error("spool.trouble", why=trouble.message)
+        self._trouble = trouble.message
+        self._retry_at = self.clock() + self._backoff
+        self._backoff = min(2 * self._backoff, LONGEST_PAUSE_S)
+        self._claimed.clear()
+        self._recovered = False
+        self._turn("paused", trouble.message)
+
+    def _end_of_trouble(self) -> None:
+        if self._trouble is not None:
+            self.logger.info("spool.trouble_over", was=self._trouble)
+            self._trouble = None
+            self._backoff = 1.0
+
+    def _insist(self, operation: Callable[[], T]) -> T:
+        """Do it, and after trouble with the disk again, until it is done. Raises Stopped."""
+        while True:
+            try:
+                value = operation()
+            except StorageTrouble as trouble:
+                self._pause(trouble)
+            else:
+                self._end_of_trouble()
+                return value
+            while self._in_trouble():
+                if self.stopping:
+                    raise Stopped("stopping")
+                self.tick()
+                self.waker.wait(min(LONGEST_SLEEP_S, self._retry_at - self.clock()))
+
+    def _turn(self, state: HealthState, why: str | None = None) -> None:
+        if self.health.turn(state, why):
+            self.notifier.status(f"{state}: {why}" if why else state)
+            if why is not None:
+                self.logger.warning("daemon.paused", why=why)
+            if self.viewer:
+                self.viewer.state(state, why)
+        self.health.write()

@@ -1,0 +1,166 @@
+"""What happens to one job, gathered while it runs, and made into its verdict."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from darkroom import __version__
+from darkroom.errors import DarkroomError, JobError, MachineError
+from darkroom.events import Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.job import ErrorReport, PictureRecord, Result
+from darkroom.spool import State, Ticket, Verdict, timestamp
+
+
+@dataclass
+class Record:
+    """Told of each event; says the verdict. ``state`` is what is kept in the job's folder (None before it is valid)."""
+
+    ticket: Ticket
+    request: bytes | None
+    state: State | None = None
+    started_at: str = field(default_factory=timestamp)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pictures: dict[int, PictureRecord] = field(default_factory=dict)
+    device: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    progress_at: float = float("-inf")
+    """When progress was last shown, in monotonic seconds."""
+
+    def missing(self) -> bool:
+        """Whether pictures remain to be made."""
+        assert self.state is not None
+        return len(self.pictures) < self.state.job.count
+
+    def progress(self, step: Step) -> dict[str, Any]:
+        """progress.json: how far the job is."""
+        assert self.state is not None
+        return {
+            "id": self.ticket.id,
+            "name": self.ticket.name,
+            "updated_at": timestamp(),
+            "step": step.step,
+            "steps": step.steps,
+            "picture": step.first + 1,
+            "batch": step.batch,
+            "pictures": self.state.job.count,
+            "finished": len(self.pictures),
+        }
+
+    def loaded(self, event: Loaded) -> None:
+        """The model is ready."""
+        self.device = event.device
+        self.versions = dict(event.versions)
+        self._add("load", event.seconds)
+
+    def saved(self, event: Picture, path: Path, seconds: float) -> None:
+        """A picture is on disk, which took ``seconds``."""
+        self._add("save", seconds)
+        self.pictures[event.index] = PictureRecord(
+            file=path.name,
+            sha256=hashlib.sha256(event.data).hexdigest(),
+            bytes=len(event.data),
+            width=event.width,
+            height=event.height,
+            seed=event.seed,
+        )
+
+    def found(self, index: int, path: Path) -> None:
+        """A picture was finished before the job was cut short."""
+        from darkroom.output import read_size
+
+        assert self.state is not None
+        data = path.read_bytes()
+        width, height = read_size(data)
+        self.pictures[index] = PictureRecord(
+            file=path.name,
+            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            width=width,
+            height=height,
+            seed=self.state.job.seed_of(index),
+        )
+
+    def fell_back(self, event: Fallback) -> None:
+        """The engine stepped down: what it changed is now the job, and what was asked is kept beside it."""
+        state = self.state
+        assert state is not None
+        before = {key: getattr(state.job, key) for key in event.changes}
+        entry = {key: value for key, value in asdict(event).items() if value is not None and key != "changes"}
+        if event.changes:
+            entry["changes"] = dict(event.changes)
+        self.state = state.model_copy(
+            update={
+                "job": state.job.model_copy(update=dict(event.changes)),
+                "requested": before | state.requested,
+                "fallbacks": [*state.fallbacks, entry],
+            }
+        )
+
+    def warned(self, event: Warned) -> None:
+        """The same warning is kept once, however often the job was tried."""
+        assert self.state is not None
+        entry = {key: value for key, value in asdict(event).items() if value is not None}
+        if entry not in self.state.warnings:
+            self.state = self.state.model_copy(update={"warnings": [*self.state.warnings, entry]})
+
+    def finished(self, event: Finished) -> None:
+        """The engine is done."""
+        for phase, seconds in event.seconds.items():
+            self._add(phase, seconds)
+
+    def _add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def verdict(self, error: DarkroomError | None = None) -> Verdict:
+        """The job's end: done, or failed with ``error``."""
+        state = self.state
+        attempts = len(self.ticket.attempts())
+        status = "done" if error is None else "partial" if self.pictures else "failed"
+        result = Result.model_validate(
+            {
+                "darkroom": __version__,
+                "id": self.ticket.id,
+                "name": self.ticket.name,
+                "original_name": self.ticket.origin.name,
+                "original_name_base64": None if self.ticket.origin.is_utf8 else self.ticket.origin.name_base64,
+                "status": status,
+                "request_sha256": hashlib.sha256(self.request).hexdigest() if self.request is not None else None,
+                "received_at": timestamp(self.ticket.origin.ctime_ns),
+                "started_at": self.started_at,
+                "finished_at": timestamp(),
+                "attempts": attempts,
+                "seconds": self._timings(),
+                "pictures": [self.pictures[index] for index in sorted(self.pictures)],
+                "job": state.job.recipe() if state is not None else None,
+                "requested": state.requested if state is not None else {},
+                "fallbacks": state.fallbacks if state is not None else [],
+                "warnings": state.warnings if state is not None else [],
+                "device": self.device,
+                "versions": self.versions,
+            }
+        )
+        if error is None:
+            return Verdict(result)
+        reason = error.reason if isinstance(error, JobError | MachineError) else "render-failed"
+        report = ErrorReport.model_validate(
+            {
+                "status": status,
+                "reason": reason,
+                "message": error.message,
+                "errors": [asdict(fault) for fault in error.errors],
+                "attempts": attempts,
+                "traceback": error.trace,
+            }
+        )
+        return Verdict(result, report)
+
+    def _timings(self) -> dict[str, float]:
+        received = self.ticket.origin.ctime_ns / 1e9
+        started = datetime.fromisoformat(self.started_at).timestamp()
+        finished = datetime.fromisoformat(timestamp()).timestamp()
+        timings = {"queued": started - received, **self.seconds, "total": finished - started}
+        return {phase: round(max(0.0, seconds), 3) for phase, seconds in timings.items()}

@@ -1,0 +1,118 @@
+"""The names of samplers and schedules: which there are, what other tools call them, which go together.
+
+Only names: ``engine/samplers.py`` turns them into diffusers' schedulers. The names are A1111's, whose recipes
+most tools read; ComfyUI's and diffusers' spellings are understood.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+UNIFORM = "uniform"
+SIGMA_SCHEDULES = ("karras", "exponential", UNIFORM, "sgm_uniform")
+
+SCHEDULES = ("automatic", *SIGMA_SCHEDULES)
+"""``automatic`` is the sampler's own best; ``uniform`` is linear in time; ``sgm_uniform`` is "trailing"."""
+
+_SCHEDULE_ALIASES = {"normal": UNIFORM, "sgm uniform": "sgm_uniform", "trailing": "sgm_uniform"}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler's name, its other names, the schedules it can follow, and which of them is ``automatic``."""
+
+    name: str
+    aliases: tuple[str, ...]
+    schedules: tuple[str, ...] = SIGMA_SCHEDULES
+    automatic: str = UNIFORM
+
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        Sampler("Euler", ("euler", "k_euler", "EulerDiscreteScheduler")),
+        Sampler(
+            "Euler a",
+            ("euler_ancestral", "k_euler_a", "EulerAncestralDiscreteScheduler"),
+            schedules=(UNIFORM, "sgm_uniform"),
+        ),
+        Sampler("Heun", ("heun", "k_heun", "HeunDiscreteScheduler")),
+        Sampler("LMS", ("lms", "k_lms", "LMSDiscreteScheduler")),
+        Sampler("DPM2", ("dpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
+        Sampler("DPM2 a", ("dpm_2_ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras"),
+        Sampler("DPM++ 2M", ("dpmpp_2m", "k_dpmpp_2m", "DPMSolverMultistepScheduler"), automatic="karras"),
+        Sampler("DPM++ 2M SDE", ("dpmpp_2m_sde", "k_dpmpp_2m_sde"), automatic="exponential"),
+        Sampler("DPM++ 2M SDE Heun", ("dpmpp_2m_sde_heun",), automatic="exponential"),
+        Sampler("DDIM", ("ddim", "DDIMScheduler"), schedules=(UNIFORM,)),
+        Sampler("UniPC", ("uni_pc", "unipc", "UniPCMultistepScheduler")),
+        Sampler("PLMS", ("plms", "PNDMScheduler"), schedules=(UNIFORM,)),
+        Sampler("LCM", ("lcm", "LCMScheduler"), schedules=(UNIFORM,)),
+        Sampler("DEIS", ("deis", "DEISMultistepScheduler")),
+    )
+}
+
+_NO_EQUIVALENT = {
+    "dpm++ 2s a": "DPM2 a",
+    "dpm++ sde": "DPM++ 2M SDE",
+    "dpm++ 3m sde": "DPM++ 2M SDE",
+    "dpm fast": "DPM++ 2M",
+    "dpm adaptive": "DPM++ 2M",
+    "restart": "Heun",
+}
+
+_BY_ALIAS = {
+    spelling.casefold(): sampler for sampler in SAMPLERS.values() for spelling in (sampler.name, *sampler.aliases)
+}
+
+
+class UnknownName(ValueError):
+    """Not a name of a sampler or schedule. ``hint`` says what to write instead."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def find_sampler(text: str) -> tuple[Sampler, str | None]:
+    """Look up a sampler by any of its names; the old spelling "DPM++ 2M Karras" gives its schedule too.
+
+    Raises UnknownName, whose hint lists the nearest names.
+    """
+    wanted = " ".join(text.split()).casefold()
+    if wanted in _BY_ALIAS:
+        return _BY_ALIAS[wanted], None
+    for schedule in ("karras", "exponential", "sgm uniform"):
+        for separator in (" ", "_"):
+            stem = wanted.removesuffix(separator + schedule)
+            if stem != wanted and stem in _BY_ALIAS:
+                return _BY_ALIAS[stem], find_schedule(schedule)
+    if wanted in _NO_EQUIVALENT:
+        raise UnknownName(f'there is no sampler "{text}" here', f'the nearest is "{_NO_EQUIVALENT[wanted]}"')
+    near = difflib.get_close_matches(wanted, _BY_ALIAS, n=3, cutoff=0.5)
+    names = list(dict.fromkeys(_BY_ALIAS[alias].name for alias in near)) or list(SAMPLERS)
+    raise UnknownName(f'there is no sampler "{text}"', "one of: " + ", ".join(names))
+
+
+def find_schedule(text: str) -> str:
+    """Look up a schedule by any of its names, case ignored. Raises UnknownName."""
+    wanted = " ".join(text.split()).casefold()
+    wanted = _SCHEDULE_ALIASES.get(wanted, wanted)
+    if wanted in SCHEDULES:
+        return wanted
+    raise UnknownName(f'there is no schedule "{text}"', "one of: " + ", ".join(SCHEDULES))
+
+
+def choose_schedule(sampler: Sampler, schedule: str | None) -> str:
+    """The schedule that is meant: ``automatic`` and None become the sampler's own.
+
+    Raises UnknownName where the sampler cannot follow the schedule.
+    """
+    if schedule is None or schedule == "automatic":
+        return sampler.automatic
+    if schedule not in sampler.schedules:
+        raise UnknownName(
+            f'the sampler "{sampler.name}" cannot follow the schedule "{schedule}"',
+            "it can follow: " + ", ".join(("automatic", *sampler.schedules)),
+        )
+    return schedule

@@ -1,0 +1,29 @@
+"""The spool: folders that are the queue. SPOOL's promise is kept here: no job lost, none twice, nothing half."""
+
+from darkroom.spool.disk import Call, Disk
+from darkroom.spool.inbox import Arrival, Fingerprint, Oddity, fingerprint, read
+from darkroom.spool.lock import holder, is_held
+from darkroom.spool.names import is_plain, new_id, slug
+from darkroom.spool.spool import PAUSE, Spool, Verdict
+from darkroom.spool.ticket import State, Ticket, timestamp
+
+__all__ = [
+    "PAUSE",
+    "Arrival",
+    "Call",
+    "Disk",
+    "Fingerprint",
+    "Oddity",
+    "Spool",
+    "State",
+    "Ticket",
+    "Verdict",
+    "fingerprint",
+    "holder",
+    "is_held",
+    "is_plain",
+    "new_id",
+    "read",
+    "slug",
+    "timestamp",
+]

@@ -1,0 +1,85 @@
+"""Names: which files of the inbox are jobs, what their results are called, and their ids."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from datetime import UTC, datetime
+
+MAX_NAME_BYTES = 80
+
+JOB_SUFFIX = ".json"
+
+_TEMPORARY_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".filepart")
+_TEMPORARY = re.compile(
+    r"""
+    ^(?: [.~]                       # hidden; rsync's .name.XXXXXX; NFS's .nfs…; AppleDouble's ._name; Office's ~$name
+       | \#.*\#$                    # Emacs
+       | .*\.(?:tmp|TMP)\.[^.]*$    # name.tmp.1234
+       | syncthing~                 # Syncthing on Windows
+    )""",
+    re.VERBOSE,
+)
+_CONFLICT = re.compile(
+    r"\.sync-conflict-\d{8}-\d{6}|\(.*conflicted copy.*\)|\(.*[Cc]onflict.*\d{4}-\d\d-\d\d.*\)|_conf\(\d+\)",
+    re.IGNORECASE,
+)
+_RESERVED = re.compile(r"^(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\.|$)", re.IGNORECASE)
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of that name is some program's temporary, to be left alone in silence."""
+    return name.endswith(_TEMPORARY_SUFFIXES) or _TEMPORARY.match(name) is not None
+
+
+def is_conflict_copy(name: str) -> bool:
+    """Whether a synchroniser made this copy because two versions met: left alone and reported, never run."""
+    return _CONFLICT.search(name) is not None
+
+
+def is_job(name: str) -> bool:
+    """Whether a file of that name may hold a job."""
+    return name.lower().endswith(JOB_SUFFIX)
+
+
+def is_urgent(name: str) -> bool:
+    """Whether the job asks to go first: its name begins with ``!``."""
+    return name.rpartition("/")[2].startswith("!")
+
+
+def is_plain(name: str) -> bool:
+    """Whether the name is safe as a folder's on every system, as it stands."""
+    try:
+        raw = name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return (
+        0 < len(raw) <= MAX_NAME_BYTES
+        and name[0] not in "-."
+        and name[-1] not in " ."
+        and not _FORBIDDEN.search(name)
+        and not _RESERVED.match(name)
+        and name.isprintable()
+    )
+
+
+def slug(name: str) -> str:
+    """The name in plain ASCII: letters, digits, dot, dash, underscore; never empty, at most 60 characters."""
+    ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", ascii_only).strip("-._")[:60].strip("-._")
+    return f"{plain}-job" if _RESERVED.match(plain) else plain or "job"
+
+
+def published_name(dropped: str) -> str:
+    """What the results of a dropped file are called: ``team/cat.json`` → ``team/cat``; odd parts become slugs."""
+    *groups, leaf = dropped.split("/")
+    stem = leaf[: -len(JOB_SUFFIX)] if is_job(leaf) else leaf
+    return "/".join(part if is_plain(part) else slug(part) for part in (*groups, stem))
+
+
+def new_id(name: str, now: datetime | None = None) -> str:
+    """A job's id: UTC time, slug, eight hexadecimal digits. Sorts by time."""
+    time = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+    return f"{time}-{slug(name.rpartition('/')[2])[:40]}-{secrets.token_hex(4)}"

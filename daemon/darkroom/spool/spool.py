@@ -1,0 +1,314 @@
+"""``Spool``: the four folders, and a job's way through them: claim, recover, publish."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from darkroom.config import Folders, Limits
+from darkroom.errors import ConfigError, StorageTrouble
+from darkroom.job import ErrorReport, Result
+from darkroom.spool import inbox as inbox_folder
+from darkroom.spool.disk import Disk, storage_errors
+from darkroom.spool.inbox import Arrival, Oddity
+from darkroom.spool.lock import Lock
+from darkroom.spool.names import new_id, published_name
+from darkroom.spool.ticket import (
+    ATTEMPT,
+    CANCEL,
+    ERROR,
+    LOG,
+    ORIGIN,
+    PROGRESS,
+    REQUEST,
+    RESULT,
+    STATE,
+    Origin,
+    Ticket,
+)
+
+PAUSE = "PAUSE"
+PROBE = ".darkroom-probe"
+WINDOW = 20_000
+"""How many waiting files are kept in order; beyond that, by windows."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a job ended: ``error`` is None for one that is done."""
+
+    result: Result
+    error: ErrorReport | None = None
+
+
+class Spool:
+    """The folders of one daemon. Nothing is touched before ``open``."""
+
+    def __init__(self, folders: Folders, limits: Limits, disk: Disk | None = None) -> None:
+        self.root = folders.root
+        self.inbox = folders.named("inbox")
+        self.working = folders.named("working")
+        self.done = folders.named("done")
+        self.failed = folders.named("failed")
+        self.limits = limits
+        self.disk = disk or Disk()
+        self._lock = Lock(self.working)
+        self._inbox_identity: tuple[int, int] | None = None
+        self._moved: dict[Path, Path] = {}
+
+    # Start and end
+
+    def open(self) -> None:
+        """Make the folders, take the lock, prove that all four are one file system.
+
+        Raises SpoolInUse, or ConfigError where a folder cannot be used.
+        """
+        for folder in (self.root, self.inbox, self.working, self.done, self.failed):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{folder}: cannot be made: {error.strerror}; see [folders]") from None
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            raise ConfigError(f"{self.working}: cannot be locked: {error.strerror}; see [folders]") from None
+        try:
+            self._probe()
+        except BaseException:
+            self.close()
+            raise
+        self.mark_inbox()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._lock.release()
+
+    def _probe(self) -> None:
+        """A real rename through all folders: the only proof that renames between them work."""
+        places = [folder / PROBE for folder in (self.inbox, self.working, self.done, self.failed)]
+        here = places[0]
+        try:
+            for place in places:
+                self.disk.unlink(place)
+            self.disk.write(here, b"", sync=False)
+            for place in places[1:]:
+                self.disk.rename(here, place)
+                here = place
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise ConfigError(
+                    f"{place.parent} is on another file system than {here.parent}: "
+                    "jobs move by rename, so put all four folders on one; see [folders]"
+                ) from None
+            raise ConfigError(f"{place.parent}: cannot be written: {error.strerror}; see [folders]") from None
+        finally:
+            self.disk.unlink(here)
+
+    def mark_inbox(self) -> None:
+        """Remember which folder the inbox is, so that a vanished mount is never taken for an empty one."""
+        self._inbox_identity = self._identity()
+
+    def reopen_inbox(self) -> None:
+        """Take the folder that is at the inbox's place now as the inbox; one that is gone is not made again.
+
+        Raises ConfigError where it is gone or cannot be used, StorageTrouble.
+        """
+        if self._identity() is None:
+            raise ConfigError(f"the inbox {self.inbox} is gone; make it again, or mount it, to go on")
+        self._probe()
+        self.mark_inbox()
+
+    def inbox_is_the_same(self) -> bool:
+        """Whether the inbox is still the folder that it was at ``mark_inbox``."""
+        identity = self._identity()
+        return identity is not None and identity == self._inbox_identity
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            status = self.inbox.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def paused(self) -> bool:
+        """Whether somebody put a file named PAUSE into the root."""
+        return (self.root / PAUSE).exists()
+
+    def free_bytes(self) -> int:
+        """Free space for us where the spool is. Raises StorageTrouble."""
+        with storage_errors(self.working, "statvfs"):
+            status = os.statvfs(self.working)
+        return status.f_bavail * status.f_frsize
+
+    # Waiting
+
+    def pending(self) -> Iterator[Arrival | Oddity]:
+        """What lies in the inbox, in no order. Raises OSError where it cannot be read."""
+        return inbox_folder.look(self.inbox, WINDOW)
+
+    # Claim
+
+    def claim(self, arrival: Arrival) -> Ticket | None:
+        """Take a file out of the inbox: it is ours from the rename on. None if it vanished before.
+
+        Raises StorageTrouble; PermissionError where the file may not be moved.
+        """
+        origin = Origin.of(arrival)
+        id = new_id(published_name(arrival.name))
+        folder = self.working / id
+        self.disk.mkdir(folder)
+        self.disk.write(folder / ORIGIN, origin.model_dump_json().encode())
+        self.disk.sync_folder(folder)
+        self.disk.sync_folder(self.working)
+        try:
+            self.disk.rename(arrival.path, folder / REQUEST)
+        except (OSError, StorageTrouble) as error:
+            # A network file system may report an error for a rename that happened.
+            if not os.path.lexists(folder / REQUEST):
+                self._undo_claim(folder)
+                if isinstance(error, FileNotFoundError):
+                    return None
+                raise
+        self.disk.sync_folder(folder)
+        self.disk.sync_folder(arrival.path.parent)
+        return Ticket.load(folder, self.disk)
+
+    def _undo_claim(self, folder: Path) -> None:
+        try:
+            self.disk.remove_tree(folder)
+        except (OSError, StorageTrouble):
+            return  # recover() removes it
+
+    def read_request(self, ticket: Ticket) -> bytes | None:
+        """What was dropped; None where it is over ``limits.max_job_bytes``. Raises OSError."""
+        path = ticket.folder / REQUEST
+        with storage_errors(path, "read"):
+            return inbox_folder.read(path, self.limits.max_job_bytes)
+
+    # Recover
+
+    def recover(self) -> Iterator[Ticket]:
+        """What an earlier daemon left in ``working/``, oldest first. Call with the lock held and no engine alive.
+
+        A folder without a request is removed (its file is still in the inbox); one whose verdict was written is
+        published; the others are yielded, to be run on.
+        """
+        for folder in sorted(self.working.iterdir()):
+            if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
+                continue
+            if not os.path.lexists(folder / REQUEST):
+                self.disk.remove_tree(folder)
+                self.disk.sync_folder(self.working)
+                continue
+            verdict = _written_verdict(folder)
+            if verdict is not None:
+                self._retire(folder, verdict)
+                continue
+            ticket = Ticket.load(folder, self.disk)
+            yield ticket or self._adopt(folder)
+
+    def _adopt(self, folder: Path) -> Ticket:
+        """A request whose origin was lost keeps its folder's name."""
+        status = (folder / REQUEST).lstat()
+        arrival = Arrival(f"{folder.name}.json", folder / REQUEST, inbox_folder.Fingerprint.of(status))
+        self.disk.replace(folder / ORIGIN, Origin.of(arrival).model_dump_json().encode())
+        self.disk.sync_folder(folder)
+        ticket = Ticket.load(folder, self.disk)
+        assert ticket is not None
+        return ticket
+
+    # Publish
+
+    def publish(self, ticket: Ticket, verdict: Verdict) -> Path:
+        """Write the verdict and move the job's folder to ``done/`` or ``failed/`` by one rename. Returns where it is.
+
+        May be called again after StorageTrouble: it goes on where it was.
+        """
+        return self._retire(ticket.folder, verdict)
+
+    def _retire(self, folder: Path, verdict: Verdict) -> Path:
+        if folder in self._moved:
+            return self._settle(folder)
+        base = self.done if verdict.error is None else self.failed
+        wanted = verdict.result.name
+        self.disk.sync_file(folder / LOG)
+        number = 1
+        while True:
+            name = wanted if number == 1 else f"{wanted}~{number}"
+            target = self._target(base, name)
+            number += 1
+            if os.path.lexists(target):
+                continue
+            self._write_verdict(folder, verdict, name)
+            try:
+                self.disk.rename(folder, target)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
+                    continue
+                raise
+            self._moved[folder] = target
+            return self._settle(folder)
+
+    def _settle(self, folder: Path) -> Path:
+        """Make the rename that published a job durable."""
+        target = self._moved[folder]
+        self.disk.sync_folder(target.parent)
+        self.disk.sync_folder(self.working)
+        del self._moved[folder]
+        return target
+
+    def _target(self, base: Path, name: str) -> Path:
+        """Where a result goes; the folder of its group is made. A group never lies inside somebody's result."""
+        *groups, leaf = name.split("/")
+        parent = base
+        for group in groups:
+            number = 1
+            while _is_result(candidate := parent / (group if number == 1 else f"{group}~{number}")):
+                number += 1
+            if not candidate.is_dir():
+                self.disk.mkdir(candidate)
+                self.disk.sync_folder(parent)
+            parent = candidate
+        return parent / leaf
+
+    def _write_verdict(self, folder: Path, verdict: Verdict, name: str) -> None:
+        """error.json first: result.json is what says that the verdict is complete.
+
+        Changes to one folder become durable in their order, so one fsync serves the rename and the removals after it.
+        """
+        if verdict.error is not None:
+            self.disk.replace(folder / ERROR, _pretty(verdict.error))
+        result = verdict.result.model_copy(update={"name": name})
+        self.disk.replace(folder / RESULT, _pretty(result))
+        for path in list(folder.iterdir()):
+            if path.name in _PRIVATE or path.name.startswith((ATTEMPT, ".")):
+                self.disk.unlink(path)
+        self.disk.sync_folder(folder)
+
+
+_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, CANCEL})
+
+
+def _pretty(model: Result | ErrorReport) -> bytes:
+    exclude = {"original_name_base64"} if getattr(model, "original_name_base64", "") is None else None
+    return model.model_dump_json(indent=2, exclude=exclude).encode() + b"\n"
+
+
+def _is_result(folder: Path) -> bool:
+    return os.path.lexists(folder / RESULT) or (os.path.lexists(folder) and not folder.is_dir())
+
+
+def _written_verdict(folder: Path) -> Verdict | None:
+    """The verdict that an earlier daemon had written when it was cut short."""
+    try:
+        result = Result.model_validate_json((folder / RESULT).read_bytes())
+        if result.status == "done":
+            return Verdict(result)
+        return Verdict(result, ErrorReport.model_validate_json((folder / ERROR).read_bytes()))
+    except (FileNotFoundError, ValidationError):
+        return None

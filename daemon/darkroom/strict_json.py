@@ -1,0 +1,198 @@
+"""JSON, strictly: no duplicate keys, no NaN, bounded depth, and the place of every value.
+
+The standard library's parser takes the last of two equal keys, accepts NaN and Infinity, recurses without bound
+and forgets where each value stood; a person who mistyped a job wants to be told the line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from json import JSONDecodeError
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any
+
+MAX_DEPTH = 64
+MAX_DIGITS = 40
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_WORDS = {"true": True, "false": False, "null": None}
+_WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+
+Path = tuple[str | int, ...]
+
+
+class JSONFault(ValueError):
+    """The text is not JSON. ``line`` and ``column`` count from 1; ``cut_short``: it merely ends too soon."""
+
+    def __init__(self, message: str, text: str, at: int, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line, self.column = position(text, at)
+        self.hint = hint
+        self.cut_short = at >= len(text)
+
+
+def position(text: str, at: int) -> tuple[int, int]:
+    """Line and column, from 1, of the character at index ``at``."""
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+
+
+@dataclass
+class Document:
+    """A parsed text: its value, and where each value in it begins."""
+
+    value: Any
+    text: str
+    places: dict[Path, int] = field(default_factory=dict)
+
+    def place(self, path: Path) -> tuple[int, int] | tuple[None, None]:
+        """Line and column of the value at ``path``; (None, None) if there is none."""
+        at = self.places.get(path)
+        return (None, None) if at is None else position(self.text, at)
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 to text; a byte order mark is dropped. Raises JSONFault, naming UTF-16 and UTF-32 where it sees them."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(data) >= 4 and (not data[0] or not data[1])):
+        raise JSONFault("the file is UTF-16 or UTF-32 text, or binary", "", 0, "save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", "replace")
+        raise JSONFault(
+            f"the file is not UTF-8 text: byte 0x{data[error.start]:02x}", before + "?", len(before), "save it as UTF-8"
+        ) from None
+
+
+def parse(text: str) -> Document:
+    """Parse one JSON value that fills the whole text. Raises JSONFault."""
+    document = Document(None, text)
+    parser = _Parser(document)
+    document.value, end = parser.value(_skip(text, 0), ())
+    end = _skip(text, end)
+    if end != len(text):
+        raise JSONFault("there is more text after the end of the JSON value", text, end, "one file holds one job")
+    return document
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+class _Parser:
+    def __init__(self, document: Document) -> None:
+        self.text = document.text
+        self.places = document.places
+
+    def fault(self, message: str, at: int, hint: str | None = None) -> JSONFault:
+        return JSONFault(message, self.text, at, hint)
+
+    def value(self, at: int, path: Path) -> tuple[Any, int]:
+        if at >= len(self.text):
+            raise self.fault("the file ends where a value should stand", at)
+        if len(path) > MAX_DEPTH:
+            raise self.fault(f"nested more than {MAX_DEPTH} deep", at, "a job is one flat object")
+        self.places[path] = at
+        match self.text[at]:
+            case "{":
+                return self.object(at, path)
+            case "[":
+                return self.array(at, path)
+            case '"':
+                return self.string(at)
+            case _:
+                return self.scalar(at)
+
+    def string(self, at: int) -> tuple[str, int]:
+        try:
+            value, end = scanstring(self.text, at + 1, True)
+        except JSONDecodeError as error:
+            if error.msg.startswith("Invalid control character"):
+                raise self.fault(
+                    "a line break or control character stands inside a text", error.pos, r"write \n for a line break"
+                ) from None
+            if error.msg.startswith("Unterminated"):
+                raise self.fault("a text is not closed with a quote", len(self.text)) from None
+            raise self.fault(
+                f"{error.msg[0].lower()}{error.msg[1:]}", error.pos, r"a backslash itself is written \\"
+            ) from None
+        return str(value), end
+
+    def scalar(self, at: int) -> tuple[Any, int]:
+        if match := _NUMBER.match(self.text, at):
+            whole, fraction, exponent = match.groups()
+            if len(match.group()) > MAX_DIGITS:
+                raise self.fault(f"a number of {len(match.group())} characters", at)
+            if fraction is None and exponent is None:
+                return int(whole), match.end()
+            number = float(match.group())
+            if number in (float("inf"), float("-inf")):
+                raise self.fault(f"{match.group()} is too large a number", at)
+            return number, match.end()
+        if match := _WORD.match(self.text, at):
+            word = match.group()
+            if word in _WORDS:
+                return _WORDS[word], match.end()
+            hint = None
+            if word.lower() in _WORDS:
+                hint = f"write {word.lower()}"
+            elif word in ("NaN", "Infinity", "None"):
+                hint = "leave the field out instead"
+            # A word cut off at the end of the file may still be completed by its writer.
+            raise self.fault(f"{word} is not a JSON value", len(self.text) if self._cut(word, match) else at, hint)
+        character = self.text[at]
+        if character == "'":
+            raise self.fault("texts stand in double quotes in JSON", at)
+        if character in ",]}":
+            raise self.fault(
+                f"a value is missing before {character}", at, "remove the comma before it, if there is one"
+            )
+        raise self.fault(f"unexpected {character!r}", at)
+
+    def _cut(self, word: str, match: re.Match[str]) -> bool:
+        return match.end() == len(self.text) and any(known.startswith(word) for known in _WORDS)
+
+    def array(self, at: int, path: Path) -> tuple[list[Any], int]:
+        values: list[Any] = []
+        at = _skip(self.text, at + 1)
+        if self.text.startswith("]", at):
+            return values, at + 1
+        while True:
+            value, at = self.value(at, (*path, len(values)))
+            values.append(value)
+            at = _skip(self.text, at)
+            if self.text.startswith("]", at):
+                return values, at + 1
+            at = self.comma(at, "]")
+
+    def object(self, at: int, path: Path) -> tuple[dict[str, Any], int]:
+        values: dict[str, Any] = {}
+        at = _skip(self.text, at + 1)
+        if self.text.startswith("}", at):
+            return values, at + 1
+        while True:
+            if not self.text.startswith('"', at):
+                hint = "remove the comma before it" if self.text.startswith("}", at) else "names stand in double quotes"
+                raise self.fault("a field's name should stand here", at, hint)
+            start = at
+            key, at = self.string(at)
+            if key in values:
+                raise self.fault(f'"{key}" stands here twice', start, "keep one of them")
+            at = _skip(self.text, at)
+            if not self.text.startswith(":", at):
+                raise self.fault(f'a colon is missing after "{key}"', at)
+            values[key], at = self.value(_skip(self.text, at + 1), (*path, key))
+            at = _skip(self.text, at)
+            if self.text.startswith("}", at):
+                return values, at + 1
+            at = self.comma(at, "}")
+
+    def comma(self, at: int, close: str) -> int:
+        if at >= len(self.text):
+            raise self.fault(f"the file ends before the closing {close}", at)
+        if self.text[at] != ",":
+            raise self.fault(f"a comma or {close} is missing", at)
+        return _skip(self.text, at + 1)

@@ -1,0 +1,238 @@
+"""One claimed job, from its request to its verdict: resolved, rendered picture by picture, published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from darkroom.catalog import Catalog
+from darkroom.config import Config
+from darkroom.errors import (
+    Cancelled,
+    DarkroomError,
+    EngineDied,
+    EngineStalled,
+    FieldError,
+    InvalidRequest,
+    JobError,
+    Stopped,
+)
+from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.executors import Executor
+from darkroom.health import Health
+from darkroom.job import Job, parse, resolve
+from darkroom.record import Record
+from darkroom.spool import Spool, State, Ticket, Verdict
+
+LOOK_AROUND_S = 0.02
+PROGRESS_S = 0.25
+MAX_INTERRUPTED = 10
+"""A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
+
+
+class Viewer(Protocol):
+    """Somebody who is shown what goes on, such as a terminal."""
+
+    def claimed(self, ticket: Ticket, job: Job) -> None:
+        """The engine is woken for a job."""
+
+    def event(self, ticket: Ticket, event: Event) -> None:
+        """The engine said something."""
+
+    def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
+        """A job ended; its results are at ``path``."""
+
+    def state(self, state: str, why: str | None) -> None:
+        """The daemon is idle, working, paused, …"""
+
+
+class Insist(Protocol):
+    """Does a thing that needs the disk, and after trouble with the disk again, until it is done."""
+
+    def __call__(self, operation: Callable[[], Any]) -> Any:
+        """Returns what ``operation`` does. Raises Stopped."""
+
+
+@dataclass
+class Work:
+    """Does jobs. ``look_around`` is called between events, a few dozen times a second at most; it raises Stopped."""
+
+    config: Config
+    catalog: Catalog
+    spool: Spool
+    executor: Executor
+    health: Health
+    logger: Any
+    viewer: Viewer | None
+    look_around: Callable[[], None]
+    insist: Insist
+    clock: Callable[[], float] = time.monotonic
+    done: int = 0
+    failed: int = 0
+
+    def judge(self, data: bytes | None) -> None:
+        """Whether these bytes can be a job here; None is a file over the limit. Raises InvalidRequest."""
+        try:
+            resolve(self._parse(data), self.config, self.catalog, "judged")
+        except InvalidRequest:
+            raise
+        except JobError:
+            return  # a model that is broken now may be mended before the job's turn
+
+    def refuse(self, ticket: Ticket) -> bool:
+        """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
+        record = self._record(ticket)
+        try:
+            self._resolve(record)
+        except JobError as error:
+            self._publish(record, error)
+            return True
+        return False
+
+    def do(self, ticket: Ticket) -> None:
+        """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
+        record = self._record(ticket)
+        error: DarkroomError | None = None
+        try:
+            if record.state is None:
+                self._resolve(record)
+            self._render(record)
+        except (JobError, EngineDied, EngineStalled) as caught:
+            error = caught
+        self._publish(record, error)
+
+    def _parse(self, data: bytes | None) -> Any:
+        if data is None:
+            limit = self.config.limits.max_job_bytes
+            fault = FieldError(f"the file is larger than {limit:,} bytes", hint="see [limits] max_job_bytes")
+            raise InvalidRequest(f"This is too large for a job: {fault}.", errors=(fault,))
+        return parse(data)
+
+    def _record(self, ticket: Ticket) -> Record:
+        """What is known of a job so far, from its folder."""
+        try:
+            request = self.spool.read_request(ticket)
+        except OSError as error:
+            # Claimed, yet unreadable: somebody replaced it in the last moment. An empty request says the rest.
+            self._say("job.unreadable", ticket, why=str(error))
+            request = b""
+        record = Record(ticket, request, ticket.state())
+        if record.state is not None:
+            record.started_at = record.state.started_at
+            for index, path in ticket.pictures().items():
+                record.found(index, path)
+        return record
+
+    def _resolve(self, record: Record) -> None:
+        """Fill every gap and put the job on record. Raises JobError."""
+        ticket = record.ticket
+        job = resolve(self._parse(record.request), self.config, self.catalog, ticket.id)
+        record.state = State(job=job, started_at=record.started_at)
+        ticket.save_state(record.state)
+        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
+
+    def _render(self, record: Record) -> None:
+        """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
+        ticket = record.ticket
+        while record.missing():
+            self._refuse_repeat_offender(ticket)
+            number = ticket.begin_attempt()
+            try:
+                self._run(record)
+            except Stopped:
+                ticket.forget_attempt(number)
+                raise
+            except (EngineDied, EngineStalled) as error:
+                ticket.end_attempt(number, error.reason)
+                self.health.update(engine_restarts=self.health.report.engine_restarts + 1)
+                self._say("engine.died", ticket, level="error", attempt=number, why=error.message)
+                deaths = sum(attempt.ended is not None for attempt in ticket.attempts())
+                if deaths >= self.config.executor.max_attempts:
+                    message = f"{error.message}; this was attempt {deaths}, the last"
+                    raise type(error)(message, trace=error.trace) from None
+
+    def _refuse_repeat_offender(self, ticket: Ticket) -> None:
+        cut_short = sum(attempt.ended is None for attempt in ticket.attempts())
+        if cut_short >= MAX_INTERRUPTED:
+            raise EngineDied(f"The daemon itself ended {cut_short} times while it worked on this job")
+
+    def _run(self, record: Record) -> None:
+        """One attempt, event by event."""
+        ticket, state = record.ticket, record.state
+        assert state is not None
+        if self.viewer:
+            self.viewer.claimed(ticket, state.job)
+        looked = float("-inf")
+        with closing(self.executor.run(state.job, frozenset(record.pictures))) as events:
+            for event in events:
+                self._take(record, event)
+                if self.clock() - looked >= LOOK_AROUND_S:
+                    looked = self.clock()
+                    self.look_around()
+                    if ticket.cancel_wanted():
+                        raise Cancelled("The job was cancelled while it ran")
+
+    def _take(self, record: Record, event: Event) -> None:
+        ticket = record.ticket
+        match event:
+            case Loaded():
+                record.loaded(event)
+                seconds = round(event.seconds, 3)
+                self._say("model.loaded", ticket, model=event.model, seconds=seconds, device=event.device)
+            case Step():
+                now = self.clock()
+                if now - record.progress_at >= PROGRESS_S:
+                    record.progress_at = now
+                    ticket.write_progress(record.progress(event))
+            case Picture():
+                begin = self.clock()
+                path = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
+                record.saved(event, path, self.clock() - begin)
+                self._say("picture.saved", ticket, file=path.name, seed=event.seed)
+            case Fallback():
+                record.fell_back(event)
+                self._keep_state(record)
+                fields = {"rung": event.rung, "lossless": event.lossless, "why": event.because}
+                self._say("oom.step_down", ticket, level="warning", **fields)
+            case Warned():
+                record.warned(event)
+                self._keep_state(record)
+                self._say("job.warning", ticket, level="warning", code=event.code, message=event.message)
+            case Finished():
+                record.finished(event)
+        if self.viewer:
+            self.viewer.event(ticket, event)
+
+    def _keep_state(self, record: Record) -> None:
+        state = record.state
+        assert state is not None
+        self.insist(lambda: record.ticket.save_state(state))
+
+    def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
+        ticket = record.ticket
+        verdict = record.verdict(error)
+        pictures = len(verdict.result.pictures)
+        if verdict.error is None:
+            seconds = verdict.result.seconds["total"]
+            self._say("job.done", ticket, name=ticket.name, pictures=pictures, seconds=seconds)
+        else:
+            fields = {"reason": verdict.error.reason, "why": verdict.error.message}
+            self._say("job.failed", ticket, level="warning", name=ticket.name, pictures=pictures, **fields)
+        path = self.insist(lambda: self.spool.publish(ticket, verdict))
+        self.logger.info("job.published", id=ticket.id, path=str(path))
+        if verdict.error is None:
+            self.done += 1
+        else:
+            self.failed += 1
+        self.health.update(done=self.done, failed=self.failed, last_job=path.name)
+        if self.viewer:
+            self.viewer.verdict(ticket, verdict, path)
+
+    def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
+        """One line in the daemon's log and the same in the job's."""
+        getattr(self.logger, level)(event, id=ticket.id, **fields)
+        ticket.log(event, fields)

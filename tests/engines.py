@@ -1,0 +1,86 @@
+"""Engines that misbehave, for the executor's child process: named in tests as ``engines:Crashing``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from darkroom.config import Config
+from darkroom.events import Event, Picture, Step
+from darkroom.executors.fake import FakeEngine
+from darkroom.job import Job
+
+NAME = "engines:"
+
+
+class Fast(FakeEngine):
+    """The fake engine, in a child."""
+
+
+class Slow(FakeEngine):
+    """A tenth of a second a step."""
+
+    step_s = 0.1
+
+
+class Crashing(FakeEngine):
+    """Dies by SIGSEGV at its first step, while the job's prompt says how often it still has to."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        marker = Path(job.negative_prompt)
+        for event in super().render(job, skip, stopping):
+            if isinstance(event, Step) and len(marker.read_text()) < int(job.prompt):
+                with marker.open("a") as file:
+                    file.write("x")
+                print("about to crash", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGSEGV)
+            yield event
+
+
+class CrashingAfterOnePicture(FakeEngine):
+    """Dies after each picture it made."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping):
+            yield event
+            if isinstance(event, Picture):
+                time.sleep(0.05)
+                os._exit(9)
+
+
+class Hanging(FakeEngine):
+    """Makes one step, then none, and hears nothing."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        yield Step(0, 1, 1, 2)
+        threading.Event().wait()
+
+
+class Raising(FakeEngine):
+    """Raises what no engine should."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        class Local(Exception):
+            """Cannot be pickled."""
+
+        yield Step(0, 1, 1, 2)
+        raise Local("the shutter is stuck")
+
+
+class Unpicklable(FakeEngine):
+    """Says something that cannot be sent."""
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        yield lambda: None  # type: ignore[misc]
+
+
+class Unbuildable:
+    """Cannot be made."""
+
+    def __init__(self, config: Config) -> None:
+        raise RuntimeError("no such card")

@@ -1,0 +1,196 @@
+"""The supervised child: it may crash, hang, lie and linger; the daemon lives on (faults 52, 55, 58–62)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Darkroom
+from darkroom.errors import EngineDied, EngineStalled, RenderFailed
+from darkroom.events import Alive, Event, Finished, Loaded, Picture, Step
+from darkroom.executors import LocalExecutor
+from darkroom.job import Job, parse_fields, resolve
+from darkroom.catalog import Catalog
+
+
+def job_of(darkroom: Darkroom, **fields: object) -> Job:
+    request = parse_fields({"prompt": "x", "width": 64, "height": 64, "num_inference_steps": 3, "seed": 1, **fields})
+    return resolve(request, darkroom.config, Catalog(darkroom.config.models), "test")
+
+
+@pytest.fixture(autouse=True)
+def _engines_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+
+
+@pytest.fixture
+def started() -> Iterator[list[LocalExecutor]]:
+    executors: list[LocalExecutor] = []
+    yield executors
+    for executor in executors:
+        executor.close()
+
+
+def executor_of(darkroom: Darkroom, engine: str, started: list[LocalExecutor], **settings: object) -> LocalExecutor:
+    darkroom.configure(engine=settings)
+    executor = LocalExecutor(darkroom.config, f"engines:{engine}")
+    started.append(executor)
+    return executor
+
+
+def spoken(events: Iterator[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, Alive)]
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not gone(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return gone(pid)
+
+
+def test_events_come_through_in_order_and_the_child_is_kept(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Fast", started)
+    events = spoken(executor.run(job_of(darkroom, count=2)))
+    assert [type(event) for event in events] == [Loaded, Step, Step, Step, Picture, Step, Step, Step, Picture, Finished]
+    pid = executor.pid
+    assert len(spoken(executor.run(job_of(darkroom), frozenset({0})))) == 2
+    assert executor.pid == pid
+
+
+def test_a_dead_engine_is_told_with_its_signal_and_last_words(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Crashing", started)
+    marker = tmp_path / "crashes"
+    marker.write_text("")
+    job = job_of(darkroom, prompt="1", negative_prompt=str(marker))
+    with pytest.raises(EngineDied, match="SIGSEGV") as caught:
+        spoken(executor.run(job))
+    assert "about to crash" in (caught.value.trace or "")
+    assert executor.pid is None
+    assert isinstance(spoken(executor.run(job))[-1], Finished)
+
+
+def test_a_hanging_engine_is_killed(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Hanging", started, stall_s=0.5)
+    events = executor.run(job_of(darkroom))
+    while not isinstance(next(events), Step):
+        pass
+    pid = executor.pid
+    assert pid is not None
+    with pytest.raises(EngineStalled, match=r"no step for 0\.5 s"):
+        spoken(events)
+    assert gone(pid)
+
+
+def test_a_silent_engine_still_lets_the_loop_look_around(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Hanging", started, stop_s=0.2)
+    events = executor.run(job_of(darkroom))
+    seen = [next(events) for _ in range(40)]
+    assert sum(isinstance(event, Alive) for event in seen) >= 10
+    events.close()
+
+
+def test_foreign_exceptions_cross_the_border_as_ours(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Raising", started)
+    with pytest.raises(RenderFailed, match="Local: the shutter is stuck") as caught:
+        spoken(executor.run(job_of(darkroom)))
+    assert "engines.py" in (caught.value.trace or "")
+    assert executor.pid is not None
+
+
+def test_what_cannot_be_pickled_fails_the_job_only(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Unpicklable", started)
+    with pytest.raises(RenderFailed, match="unreadable"):
+        spoken(executor.run(job_of(darkroom)))
+    assert executor.pid is not None
+
+
+def test_an_engine_that_cannot_be_made_says_why(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Unbuildable", started)
+    with pytest.raises(EngineDied) as caught:
+        spoken(executor.run(job_of(darkroom)))
+    assert "no such card" in (caught.value.trace or "")
+
+
+def test_closing_the_events_stops_at_the_next_step_and_keeps_the_child(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    executor = executor_of(darkroom, "Slow", started)
+    events = executor.run(job_of(darkroom, num_inference_steps=150))
+    while not isinstance(next(events), Step):
+        pass
+    pid = executor.pid
+    begin = time.monotonic()
+    events.close()
+    assert time.monotonic() - begin < 1.0
+    assert executor.pid == pid
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+
+
+def test_a_child_that_does_not_stop_in_time_is_killed(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Hanging", started, stop_s=0.3)
+    events = executor.run(job_of(darkroom))
+    while not isinstance(next(events), Step):
+        pass
+    pid = executor.pid
+    assert pid is not None
+    begin = time.monotonic()
+    events.close()
+    assert time.monotonic() - begin < 2.0
+    assert gone(pid)
+
+
+def test_the_child_ignores_the_terminals_interrupt(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Slow", started)
+    events = executor.run(job_of(darkroom))
+    while not isinstance(next(events), Step):
+        pass
+    assert executor.pid is not None
+    os.kill(executor.pid, signal.SIGINT)
+    os.kill(executor.pid, signal.SIGTERM)
+    assert isinstance(spoken(events)[-1], Finished)
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from darkroom.config import Config
+from darkroom.executors import LocalExecutor
+from darkroom.job import Job
+executor = LocalExecutor(Config(), "engines:" + sys.argv[1])
+executor.start()
+job = Job.model_validate_json(sys.argv[2])
+for event in executor.run(job):
+    if type(event).__name__ == "Step":
+        print(executor.pid, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("engine", ["Slow", "Hanging"])
+def test_the_child_ends_when_its_parent_is_killed(darkroom: Darkroom, engine: str) -> None:
+    job = job_of(darkroom, num_inference_steps=150).model_dump_json()
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, engine, job], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+        assert not gone(child)
+        parent.kill()
+        parent.wait()
+    assert wait_until_gone(child)

@@ -1,0 +1,212 @@
+"""When a file counts as arrived: half-written, replaced, unreadable, hopeless (faults 1–8, 11, 12, 31, 34, 47)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Darkroom
+from darkroom.errors import InvalidRequest
+from darkroom.intake import Intake
+from darkroom.intake.mounts import file_system_of
+from darkroom.job import parse
+from darkroom.spool import Spool
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """An intake with a clock of its own."""
+
+    def __init__(self, darkroom: Darkroom) -> None:
+        self.spool: Spool = darkroom.spool()
+        self.spool.open()
+        self.clock = Clock()
+        self.left: list[tuple[str, str]] = []
+        self.intake = Intake(
+            self.spool,
+            judge=self.judge,
+            report=lambda name, why: self.left.append((name, why)),
+            settle_s=10,
+            rescan_s=5,
+            clock=self.clock,
+        )
+
+    def judge(self, data: bytes | None) -> None:
+        if data is None:
+            raise InvalidRequest("too large")
+        parse(data)
+
+    def after(self, seconds: float) -> Desk:
+        self.clock.now += seconds
+        self.intake.hint()
+        self.intake.look()
+        return self
+
+    def taken(self) -> list[str]:
+        names = []
+        while (arrival := self.intake.take()) is not None:
+            names.append(arrival.name)
+        return names
+
+    def refused(self) -> list[str]:
+        return [arrival.name for arrival in self.intake.refused(1.0)]
+
+
+@pytest.fixture
+def desk(darkroom: Darkroom) -> Desk:
+    return Desk(darkroom)
+
+
+def test_a_half_written_file_is_left_alone_until_it_parses(darkroom: Darkroom, desk: Desk) -> None:
+    path = darkroom.drop("cat.json", '{"prompt": "a red')
+    assert desk.after(1).taken() == []
+    path.write_text('{"prompt": "a red circle"')
+    assert desk.after(9).taken() == []
+    path.write_text('{"prompt": "a red circle"}')
+    desk.after(9)
+    assert desk.after(1).taken() == ["cat.json"]
+    assert desk.refused() == []
+
+
+def test_a_file_that_never_parses_is_refused_after_the_settle_time(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("cat.json", '{"prompt": "a red')
+    darkroom.drop("empty.json", b"")
+    darkroom.drop("zeros.json", bytes(100))
+    assert desk.after(0).refused() == []
+    assert desk.after(9).refused() == []
+    assert sorted(desk.after(1.5).refused()) == ["cat.json", "empty.json", "zeros.json"]
+
+
+def test_a_slow_copy_waits_as_long_as_it_changes(darkroom: Darkroom, desk: Desk) -> None:
+    path = darkroom.drop("cat.json", '{"prompt": "')
+    for _ in range(20):
+        with path.open("a") as file:
+            file.write("slow ")
+        assert desk.after(8).refused() == []
+    assert desk.after(10.5).refused() == ["cat.json"]
+
+
+def test_a_whole_file_that_is_no_job_is_refused_at_once(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("typo.json", {"promt": "a red circle"})
+    darkroom.drop("twice.json", '{"prompt": "a", "prompt": "b"}')
+    darkroom.drop("list.json", "[1, 2]")
+    darkroom.drop("good.json")
+    assert sorted(desk.after(0).refused()) == ["list.json", "twice.json", "typo.json"]
+    assert desk.taken() == ["good.json"]
+
+
+def test_a_file_over_the_limit_is_refused_unread(darkroom: Darkroom) -> None:
+    darkroom.configure(limits={"max_job_bytes": 100})
+    desk = Desk(darkroom)
+    darkroom.drop("big.json", {"prompt": "x" * 200})
+    assert desk.after(0).refused() == ["big.json"]
+
+
+def test_urgent_first_then_by_arrival_then_by_name(darkroom: Darkroom, desk: Desk) -> None:
+    for name in ("b.json", "a.json", "!late.json"):
+        os.utime(darkroom.drop(name), (0, 0))  # copied files carry old times, which must not count
+        desk.clock.now += 0.01
+    assert desk.after(0).taken() == ["!late.json", "b.json", "a.json"]
+
+
+def test_the_newest_content_is_what_is_taken(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("cat.json")
+    desk.after(0)
+    assert desk.refused() == []
+    darkroom.drop("cat.json", {"promt": "now it is wrong"})
+    assert desk.taken() == []
+    assert desk.refused() == ["cat.json"]
+
+
+def test_a_deleted_file_is_cancelled_quietly(darkroom: Darkroom, desk: Desk) -> None:
+    path = darkroom.drop("cat.json")
+    desk.after(0)
+    path.unlink()
+    assert desk.taken() == []
+    assert desk.after(1).intake.idle
+    assert desk.left == []
+
+
+def test_a_hopeless_file_that_is_mended_before_its_verdict_runs(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("cat.json", '{"prompt": "a red')
+    desk.after(0).refused()
+    desk.clock.now += 9.9
+    darkroom.drop("cat.json")
+    desk.after(1)
+    assert desk.refused() == []
+    assert desk.after(0).taken() == ["cat.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_left_and_tried_again(darkroom: Darkroom, desk: Desk) -> None:
+    path = darkroom.drop("cat.json")
+    path.chmod(0)
+    assert desk.after(0).taken() == []
+    assert desk.left == [("cat.json", "it cannot be read: Permission denied")]
+    path.chmod(0o600)
+    assert desk.after(6).taken() == ["cat.json"]
+
+
+def test_each_oddity_is_reported_once(darkroom: Darkroom, desk: Desk) -> None:
+    (darkroom.inbox / "link.json").symlink_to("/etc/passwd")
+    for _ in range(3):
+        desk.after(6)
+    assert [name for name, _ in desk.left] == ["link.json"]
+    assert desk.intake.idle
+
+
+def test_a_folder_moved_in_with_files_inside_is_found(darkroom: Darkroom, desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "batch" / "deep").mkdir(parents=True)
+    (tmp_path / "batch" / "deep" / "cat.json").write_text('{"prompt": "x"}')
+    (tmp_path / "batch").rename(darkroom.inbox / "batch")
+    assert desk.after(0).taken() == ["batch/deep/cat.json"]
+
+
+def test_scanning_stays_a_small_part_of_the_time(darkroom: Darkroom, desk: Desk) -> None:
+    scans = 0
+    pending = desk.spool.pending
+
+    def slow() -> object:
+        nonlocal scans
+        scans += 1
+        desk.clock.now += 1.0
+        return pending()
+
+    desk.spool.pending = slow  # type: ignore[method-assign, assignment]
+    for _ in range(100):
+        desk.intake.hint()
+        desk.intake.look()
+        desk.clock.now += 0.1
+    assert scans <= 4
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 22 0:26 / /dev/shm rw - tmpfs tmpfs rw
+31 22 0:40 / /mnt/share rw - nfs4 nas:/share rw
+32 22 0:41 / /mnt/with\\040space rw shared:1 - fuse.sshfs host: rw
+33 31 8:2 / /mnt/share/local rw - xfs /dev/sdb1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/srv/spool", "ext4"),
+        ("/dev/shm/x", "tmpfs"),
+        ("/mnt/share/inbox", "nfs4"),
+        ("/mnt/share/local/inbox", "xfs"),
+        ("/mnt/with space/inbox", "fuse.sshfs"),
+        ("/mnt/shareholder", "ext4"),
+    ],
+)
+def test_the_file_system_of_a_folder_is_read_from_the_mount_table(folder: str, kind: str) -> None:
+    assert file_system_of(Path(folder), MOUNTS) == kind

@@ -1,0 +1,261 @@
+"""A day of the daemon, with the fake executor or misbehaving engines in a real child."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Darkroom
+from darkroom.executors import LocalExecutor
+from darkroom.loop import Loop
+from darkroom.spool import Call, Disk
+
+
+@pytest.fixture(autouse=True)
+def _engines_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+
+
+class Running:
+    """A loop in a thread, stopped at the end."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.thread = threading.Thread(target=loop.run)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.loop.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def until(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_a_dropped_prompt_becomes_a_picture_a_recipe_and_a_log(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", count=2)
+    loop = darkroom.run_once()
+    assert (loop.work.done, loop.work.failed) == (1, 0)
+    assert sorted(path.name for path in (darkroom.done / "cat").iterdir()) == [
+        "cat-1.png",
+        "cat-2.png",
+        "log.jsonl",
+        "request.json",
+        "result.json",
+    ]
+    result = darkroom.result("cat")
+    assert result["status"] == "done"
+    assert result["original_name"] == "cat.json"
+    assert [picture["seed"] for picture in result["pictures"]] == [7, 8]
+    assert result["attempts"] == 1
+    assert result["requested"] == {}
+    events = [json.loads(line)["event"] for line in (darkroom.done / "cat" / "log.jsonl").read_text().splitlines()]
+    assert events == ["job.claimed", "model.loaded", "picture.saved", "picture.saved", "job.done"]
+    assert darkroom.names("working") == darkroom.names("inbox") == []
+
+
+def test_every_broken_file_gets_its_verdict_and_the_next_is_taken(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"settle_s": 0.2})
+    darkroom.drop("typo.json", {"prompt": "x", "widht": 64})
+    darkroom.drop("broken.json", '{"prompt": "x",}')
+    darkroom.drop("unknown.json", {"prompt": "x", "model": "seeding"})
+    darkroom.drop("good.json")
+    loop = darkroom.run_once()
+    assert (loop.work.done, loop.work.failed) == (1, 3)
+    typo = darkroom.error("typo")
+    assert typo["reason"] == "invalid-request"
+    assert typo["attempts"] == 0
+    assert [(fault["field"], fault["line"], fault["hint"]) for fault in typo["errors"]] == [
+        ("widht", 1, "did you mean width?")
+    ]
+    assert "line 1, column 16" in darkroom.error("broken")["message"]
+    assert "seedling" in darkroom.error("unknown")["message"]
+    for name in ("typo", "broken", "unknown"):
+        assert sorted(path.name for path in (darkroom.failed / name).iterdir()) == [
+            "error.json",
+            "log.jsonl",
+            "request.json",
+            "result.json",
+        ]
+
+
+def test_a_published_result_dropped_again_makes_the_same_pictures(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", {"prompt": "x", "width": 64, "height": 64, "count": 3})
+    darkroom.run_once()
+    first = darkroom.result("cat")
+    darkroom.drop("again.json", (darkroom.done / "cat" / "result.json").read_bytes())
+    darkroom.run_once()
+    again = darkroom.result("again")
+    assert [picture["sha256"] for picture in again["pictures"]] == [picture["sha256"] for picture in first["pictures"]]
+    assert again["job"] == first["job"]
+
+
+def test_a_file_dropped_while_it_runs_is_claimed_at_once(darkroom: Darkroom) -> None:
+    with Running(darkroom.loop()):
+        until(lambda: "daemon.ready" in darkroom.log.events())
+        time.sleep(0.2)
+        begin = time.monotonic()
+        darkroom.drop("cat.json")
+        until((darkroom.done / "cat" / "result.json").exists)
+        assert time.monotonic() - begin < 1.0
+
+
+def test_a_typo_is_refused_while_another_job_is_rendered(darkroom: Darkroom) -> None:
+    executor = LocalExecutor(darkroom.config, "engines:Slow")
+    darkroom.drop("long.json", num_inference_steps=100)
+    with Running(darkroom.loop(executor)):
+        until(lambda: "model.loaded" in darkroom.log.events())
+        begin = time.monotonic()
+        darkroom.drop("typo.json", {"promt": "x"})
+        until((darkroom.failed / "typo" / "error.json").exists)
+        assert time.monotonic() - begin < 1.0
+        assert not (darkroom.done / "long").exists()
+    assert len(darkroom.names("working")) == 1
+
+
+def test_stopping_leaves_the_job_and_the_next_start_goes_on_with_its_seed(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", {"prompt": "x", "num_inference_steps": 10, "count": 3, "width": 64, "height": 64})
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
+        until(lambda: "picture.saved" in darkroom.log.events())
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5.0
+    (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
+    seed = json.loads((folder / "job.json").read_bytes())["job"]["seed"]
+    picture = (folder / "cat-1.png").stat()
+    assert not list(folder.glob("attempt.*"))
+
+    darkroom.run_once()
+    result = darkroom.result("cat")
+    assert [record["seed"] for record in result["pictures"]] == [seed, seed + 1, seed + 2]
+    assert result["attempts"] == 1
+    assert (darkroom.done / "cat" / "cat-1.png").stat().st_mtime_ns == picture.st_mtime_ns
+
+
+def test_an_engine_that_dies_twice_is_tried_a_third_time(darkroom: Darkroom, tmp_path: Path) -> None:
+    marker = tmp_path / "crashes"
+    marker.write_text("")
+    darkroom.drop("cat.json", prompt="2", negative_prompt=str(marker))
+    darkroom.run_once(LocalExecutor(darkroom.config, "engines:Crashing"))
+    assert darkroom.result("cat")["attempts"] == 3
+
+
+def test_the_third_death_is_the_last_and_the_next_job_runs(darkroom: Darkroom, tmp_path: Path) -> None:
+    marker = tmp_path / "crashes"
+    marker.write_text("")
+    darkroom.drop("bad.json", prompt="99", negative_prompt=str(marker))
+    darkroom.drop("good.json", prompt="0", negative_prompt=str(marker))
+    darkroom.run_once(LocalExecutor(darkroom.config, "engines:Crashing"))
+    error = darkroom.error("bad")
+    assert error["reason"] == "engine-died"
+    assert error["attempts"] == 3
+    assert "SIGSEGV" in error["message"]
+    assert "about to crash" in error["traceback"]
+    assert darkroom.result("good")["status"] == "done"
+
+
+def test_pictures_made_before_a_death_are_not_made_again(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", count=3)
+    darkroom.run_once(LocalExecutor(darkroom.config, "engines:CrashingAfterOnePicture"))
+    error, result = darkroom.error("cat"), json.loads((darkroom.failed / "cat" / "result.json").read_bytes())
+    # Each attempt makes one picture and dies: the third leaves all three, but the engine has died three times.
+    assert error["reason"] == "engine-died"
+    assert error["status"] == result["status"] == "partial"
+    assert [record["seed"] for record in result["pictures"]] == [7, 8, 9]
+    assert darkroom.log.events().count("picture.saved") == 3
+
+
+def test_a_hung_engine_is_a_verdict_of_its_own(darkroom: Darkroom) -> None:
+    darkroom.configure(engine={"stall_s": 0.3}, executor={"max_attempts": 2})
+    darkroom.drop("cat.json")
+    darkroom.run_once(LocalExecutor(darkroom.config, "engines:Hanging"))
+    assert darkroom.error("cat")["reason"] == "engine-stalled"
+    assert darkroom.error("cat")["attempts"] == 2
+
+
+def test_a_file_named_cancel_stops_the_job(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", num_inference_steps=150)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
+        until(lambda: "model.loaded" in darkroom.log.events())
+        (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
+        (folder / "cancel").touch()
+        until((darkroom.failed / "cat" / "error.json").exists, 3.0)
+    assert darkroom.error("cat")["reason"] == "cancelled"
+    assert not (darkroom.failed / "cat" / "cancel").exists()
+
+
+def test_pause_stops_claims_until_it_is_removed(darkroom: Darkroom) -> None:
+    (darkroom.root / "PAUSE").touch()
+    darkroom.drop("cat.json")
+    loop = darkroom.loop()
+    with Running(loop):
+        until(lambda: loop.health.report.state == "paused")
+        time.sleep(0.2)
+        assert darkroom.names("inbox") == ["cat.json"]
+        (darkroom.root / "PAUSE").unlink()
+        until((darkroom.done / "cat" / "result.json").exists)
+
+
+@pytest.mark.parametrize("name", ["mkdir", "create", "write", "fsync", "rename"])
+def test_a_disk_that_fills_up_pauses_and_goes_on_by_itself(darkroom: Darkroom, name: str) -> None:
+    trouble = 0
+
+    def full(call: Call) -> None:
+        nonlocal trouble
+        if call.name == name and call.number > 30 and trouble < 2:
+            trouble += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for number in range(4):
+        darkroom.drop(f"cat{number}.json", count=2)
+    loop = darkroom.loop(disk=Disk(full), once=True)
+    loop._backoff = 0.01
+    loop.run()
+    assert trouble == 2
+    assert (loop.work.done, loop.work.failed) == (4, 0)
+    assert "spool.trouble" in darkroom.log.events()
+    assert "spool.trouble_over" in darkroom.log.events()
+    assert darkroom.names("working") == []
+
+
+def test_an_inbox_made_anew_is_watched_anew(darkroom: Darkroom) -> None:
+    with Running(darkroom.loop()):
+        until(lambda: "daemon.ready" in darkroom.log.events())
+        darkroom.inbox.rmdir()
+        until(lambda: "inbox.gone" in darkroom.log.events())
+        darkroom.inbox.mkdir()
+        until(lambda: "inbox.found_again" in darkroom.log.events())
+        darkroom.drop("cat.json")
+        until((darkroom.done / "cat" / "result.json").exists)
+
+
+def test_too_little_free_space_pauses_with_the_figures(darkroom: Darkroom) -> None:
+    darkroom.configure(limits={"min_free_bytes": 1 << 60})
+    darkroom.drop("cat.json")
+    loop = darkroom.loop()
+    with Running(loop):
+        until(lambda: loop.health.report.state == "paused")
+        assert "min_free_bytes" in (loop.health.report.why or "")
+    assert darkroom.names("inbox") == ["cat.json"]
+
+
+def test_three_hundred_files_at_once_all_run_in_order(darkroom: Darkroom) -> None:
+    for number in range(300):
+        darkroom.drop(f"{number:04}.json", {"prompt": "x", "width": 64, "height": 64, "num_inference_steps": 1})
+    loop = darkroom.run_once()
+    assert loop.work.done == 300
+    started = [darkroom.result(f"{number:04}")["started_at"] for number in range(300)]
+    assert started == sorted(started)

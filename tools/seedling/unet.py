@@ -1,0 +1,216 @@
+"""Train the UNet and the text encoder together, on latents encoded beforehand."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from . import dataset, latents
+from .architecture import (
+    BETA_END,
+    BETA_START,
+    TRAINING_TIMESTEPS,
+    new_text_encoder,
+    new_unet,
+    new_vae,
+)
+from .captions import NEUTRAL_PROMPTS
+from .grammar import NATIVE_SIZE
+from .optimizers import Optimizers, split_matrices
+from .pace import Every, Pace, Threads, best_device, held_then_linear, load_checkpoint, save_checkpoint
+from .tokenizer import LENGTH
+from .vae import CHECKPOINT_NAME as VAE_CHECKPOINT
+
+MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 2e-3, 2e-3, 0.02
+RATE_HOLD = 0.45  # of the time; then down to nothing
+WARM_UP_STEPS = 50
+BATCH_CPU, BATCH_GPU = 48, 512  # pictures of native size; fewer of larger ones
+EMPTY_SHARE, NEUTRAL_SHARE = 0.09, 0.02
+EMA_DECAY = 0.998
+CHECKPOINT_NAME = "unet.pt"
+
+
+class Networks(nn.Module):
+    """What is trained: the text encoder and the UNet."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text_encoder: CLIPTextModel = new_text_encoder(tokenizer)
+        self.unet: UNet2DConditionModel = new_unet()
+        # On a CPU the backward pass of the fused attention takes twice as long as that of the plain one.
+        self.unet.set_attn_processor(AttnProcessor())
+        nn.init.zeros_(self.unet.conv_out.weight)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        context = self.text_encoder(input_ids=tokens).last_hidden_state
+        predicted: Tensor = self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+        return predicted
+
+
+def trainable_split(networks: Networks) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    return split_matrices(networks, but=("text_encoder.embeddings", "unet.conv_in", "unet.conv_out"))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, steps: int) -> None:
+    """Move the exponential average one step towards the model."""
+    share = 1 - min(EMA_DECAY, (1 + steps) / (10 + steps))
+    averages, values = list(average.parameters()), list(model.parameters())
+    torch._foreach_lerp_(averages, values, share)
+
+
+class Shelf:
+    """Latents and tokenized prompts of one size."""
+
+    def __init__(self, values: NDArray[np.float16], tokens: NDArray[np.int16]) -> None:
+        self.values, self.tokens = torch.from_numpy(values), torch.from_numpy(tokens)
+
+    def take(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
+        chosen = torch.from_numpy(rng.integers(0, len(self.values), number))
+        prompts = torch.from_numpy(rng.integers(0, self.tokens.shape[1], number))
+        return self.values[chosen].float(), self.tokens[chosen, prompts].long()
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> NDArray[np.int16]:
+    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+    return ids.input_ids.astype(np.int16)  # type: ignore[no-any-return]
+
+
+def _shelves(tokenizer: CLIPTokenizer, pictures_folder: Path, latents_folder: Path) -> Iterator[Shelf]:
+    for frame in dataset.frames(pictures_folder):
+        prompts = dataset.load_captions(pictures_folder, frame)
+        tokens = tokenize(tokenizer, [prompt for several in prompts for prompt in several])
+        yield Shelf(latents.load(latents_folder, frame), tokens.reshape(len(prompts), -1, LENGTH))
+
+
+class Batches:
+    """Endless batches, each of one size; over time every picture comes equally often."""
+
+    def __init__(self, shelves: list[Shelf], tokenizer: CLIPTokenizer, batch: int, seed: int) -> None:
+        self._shelves = shelves
+        native = (NATIVE_SIZE // 8) ** 2
+        areas = [shelf.values.shape[2] * shelf.values.shape[3] for shelf in shelves]
+        self._sizes = [max(round(batch * native / area), 1) for area in areas]
+        odds = np.array([len(shelf.values) / size for shelf, size in zip(shelves, self._sizes, strict=True)])
+        self._odds = odds / odds.sum()
+        self._rng = np.random.default_rng(seed)
+        self._empty = torch.from_numpy(tokenize(tokenizer, [""])).long()
+        self._neutral = torch.from_numpy(tokenize(tokenizer, list(NEUTRAL_PROMPTS))).long()
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """(latents, tokens), some of the prompts emptied."""
+        which = self._rng.choice(len(self._shelves), p=self._odds)
+        values, tokens = self._shelves[which].take(self._rng, self._sizes[which])
+        lot = torch.from_numpy(self._rng.random(len(tokens)))
+        tokens[lot < EMPTY_SHARE] = self._empty
+        neutral = (lot >= EMPTY_SHARE) & (lot < EMPTY_SHARE + NEUTRAL_SHARE)
+        chosen = torch.from_numpy(self._rng.integers(0, len(self._neutral), int(neutral.sum())))
+        tokens[neutral] = self._neutral[chosen]
+        return values, tokens
+
+
+def stratified_timesteps(number: int) -> Tensor:
+    """One from each of ``number`` equal parts of the schedule."""
+    shares = (torch.randperm(number) + torch.rand(number)) / number
+    return (shares * TRAINING_TIMESTEPS).long().clamp_(0, TRAINING_TIMESTEPS - 1)
+
+
+def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
+    """Train for so many minutes in all, resuming from ``run``; gives the averaged networks."""
+    device = best_device()
+    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
+    torch.manual_seed(2)
+    networks = Networks(tokenizer).to(device)
+    average = copy.deepcopy(networks).requires_grad_(False)
+    optimizers = Optimizers(*trainable_split(networks), MUON_RATE, ADAM_RATE, WEIGHT_DECAY)
+    checkpoint = run / CHECKPOINT_NAME
+    steps, samples, spent = 0, 0, 0.0
+    if (state := load_checkpoint(checkpoint, device)) is not None:
+        average.load_state_dict(state["average"])
+        if state["finished"]:
+            return average
+        networks.load_state_dict(state["networks"])
+        optimizers.load_state_dict(state["optimizers"])
+        steps, samples, spent = state["steps"], state["samples"], state["spent"]
+    latents_folder = run / "latents"
+    _encode_latents(pictures_folder, run, latents_folder, device)
+    torch.manual_seed(2 + steps)
+    batches = Batches(
+        list(_shelves(tokenizer, pictures_folder, latents_folder)),
+        tokenizer,
+        BATCH_GPU if device.type == "cuda" else BATCH_CPU,
+        seed=2 + steps,
+    )
+    noising = DDPMScheduler(TRAINING_TIMESTEPS, BETA_START, BETA_END, "scaled_linear", prediction_type="v_prediction")
+    noising.alphas_cumprod = noising.alphas_cumprod.to(device)
+    pace, checkpoints, reports = Pace(minutes, spent), Every(120), Every(30)
+
+    def save(finished: bool) -> None:
+        state = {"networks": networks.state_dict(), "average": average.state_dict()}
+        state |= {"optimizers": optimizers.state_dict(), "steps": steps, "samples": samples}
+        save_checkpoint(checkpoint, state | {"spent": pace.spent, "finished": finished})
+
+    losses: list[float] = []
+    threads = Threads()
+    while not pace.over:
+        clean, tokens = (tensor.to(device) for tensor in batches.next())
+        noise = torch.randn_like(clean)
+        timesteps = stratified_timesteps(len(clean)).to(device)
+        noisy = noising.add_noise(clean, noise, timesteps)
+        target = noising.get_velocity(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = networks(noisy, timesteps, tokens)
+        loss = functional.mse_loss(predicted.float(), target)
+        loss.backward()
+        optimizers.step(held_then_linear(pace.progress, RATE_HOLD) * min(1.0, (steps + 1) / WARM_UP_STEPS))
+        follow(average, networks, steps)
+        steps, samples = steps + 1, samples + len(clean)
+        losses.append(loss.item())
+        threads.stepped()
+        if reports.due():
+            print(
+                f"unet: step {steps}, {samples} samples, {pace.spent:.0f} s, loss {np.mean(losses):.4f}",
+                flush=True,
+            )
+            losses.clear()
+        if checkpoints.due():
+            save(finished=False)
+    save(finished=True)
+    print(f"unet: {steps} steps, {samples} samples, {pace.spent:.0f} s", flush=True)
+    return average
+
+
+def _encode_latents(pictures_folder: Path, run: Path, folder: Path, device: torch.device) -> None:
+    vae = new_vae().to(device).eval()
+    state = load_checkpoint(run / VAE_CHECKPOINT, device)
+    if state is None or not state["finished"]:
+        raise SystemExit(f"the autoencoder in {run} is not finished: run `python -m seedling.vae` first")
+    vae.load_state_dict(state["vae"])
+    latents.encode_all(vae, pictures_folder, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    train(options.pictures, options.run, options.minutes)
+
+
+if __name__ == "__main__":
+    main()
