@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigError
@@ -22,6 +23,12 @@ ENV_CONFIG = "DARKROOM_CONFIG"
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 OnOom = Literal["degrade", "fail"]
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("must be auto, cpu, mps, cuda, or one GPU as cuda:1")
+    return name
 
 
 class _Section(BaseModel):
@@ -89,7 +96,7 @@ class ExecutorSettings(_Section):
 class EngineSettings(_Section):
     """``[engine]``: how pictures are made."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: int = Field(0, ge=0, le=1024)
     max_batch: int = Field(8, ge=1, le=64)
@@ -209,9 +216,16 @@ def _refuse_unknown_variables() -> None:
             continue
         path = variable.removeprefix(ENV_PREFIX).lower().split("__")
         known = _keys_at(path[:-1])
-        if known is not None and path[-1] not in known:
-            hint = _nearest(path[-1], known)
-            raise ConfigError(f"environment: {variable}: no such setting; {hint or 'unset it'}")
+        if len(path) == 1 or (known is not None and path[-1] not in known):
+            near = difflib.get_close_matches(variable, _variables(), n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else "unset it"
+            raise ConfigError(f"environment: {variable}: no such setting; {hint}")
+
+
+def _variables() -> list[str]:
+    """Every variable that sets something."""
+    paths = [f"{section}__{key}" for section in Config.model_fields for key in _keys_at([section]) or ()]
+    return [ENV_CONFIG, *(ENV_PREFIX + path.upper() for path in paths)]
 
 
 def _keys_at(path: list[str]) -> list[str] | None:
@@ -244,9 +258,15 @@ def _explain(fault: Any, file: Path | None) -> str:
     where = f"environment: {variable}" if variable in os.environ else f"{file or 'configuration'}: {_toml_name(path)}"
     if fault["type"] == "extra_forbidden":
         hint = _nearest(path[-1], _keys_at(path[:-1]) or [])
+        if path[:-1] == ["models"]:
+            hint = f"{hint}; a model of your own is a table, [models.{path[-1]}] with a path"
+        if isinstance(fault["input"], dict):
+            return f"{file}: [{'.'.join(path)}]: no such section; {hint or 'remove it'}"
         return f"{where}: no such key; {hint or 'remove it'}"
     if fault["type"] == "missing":
         return f"{where}: missing; add it"
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where}: must be a table of keys; got {fault['input']!r}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}; got {fault['input']!r}"
 

@@ -6,6 +6,7 @@ and forgets where each value stood; a person who mistyped a job wants to be told
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from json import JSONDecodeError
@@ -18,20 +19,21 @@ MAX_DIGITS = 40
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None}
-_WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z_0-9]*")
+_LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][-+.0-9eE_]*")
+_QUOTES = "'‘’“”„«»`"
 
 Path = tuple[str | int, ...]
 
 
 class JSONFault(ValueError):
-    """The text is not JSON. ``line`` and ``column`` count from 1; ``cut_short``: it merely ends too soon."""
+    """The text is not JSON. ``line`` and ``column`` count from 1."""
 
     def __init__(self, message: str, text: str, at: int, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line, self.column = position(text, at)
         self.hint = hint
-        self.cut_short = at >= len(text)
 
 
 def position(text: str, at: int) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def parse(text: str) -> Document:
     document.value, end = parser.value(_skip(text, 0), ())
     end = _skip(text, end)
     if end != len(text):
-        raise JSONFault("there is more text after the end of the JSON value", text, end, "one file holds one job")
+        raise parser.fault("there is more text after the end of the JSON value", end, "one file holds one job")
     return document
 
 
@@ -88,6 +90,8 @@ class _Parser:
         self.places = document.places
 
     def fault(self, message: str, at: int, hint: str | None = None) -> JSONFault:
+        if self.text.startswith(("//", "/*", "#"), at):
+            message, hint = "JSON has no comments", "remove it"
         return JSONFault(message, self.text, at, hint)
 
     def value(self, at: int, path: Path) -> tuple[Any, int]:
@@ -122,38 +126,41 @@ class _Parser:
         return str(value), end
 
     def scalar(self, at: int) -> tuple[Any, int]:
-        if match := _NUMBER.match(self.text, at):
-            whole, fraction, exponent = match.groups()
-            if len(match.group()) > MAX_DIGITS:
-                raise self.fault(f"a number of {len(match.group())} characters", at)
-            if fraction is None and exponent is None:
-                return int(whole), match.end()
-            number = float(match.group())
-            if number in (float("inf"), float("-inf")):
-                raise self.fault(f"{match.group()} is too large a number", at)
-            return number, match.end()
-        if match := _WORD.match(self.text, at):
-            word = match.group()
-            if word in _WORDS:
-                return _WORDS[word], match.end()
-            hint = None
-            if word.lower() in _WORDS:
-                hint = f"write {word.lower()}"
-            elif word in ("NaN", "Infinity", "None"):
+        match = _NUMBER.match(self.text, at)
+        like = _LIKE_A_NUMBER.match(self.text, at)
+        if match and like and match.end() == like.end():
+            return self.number(match, at), match.end()
+        if like:
+            raise self.fault(f"{like.group()[:MAX_DIGITS]} is not a number in JSON", at, _proper(like.group()))
+        if word := _WORD.match(self.text, at):
+            name = word.group()
+            if name in _WORDS:
+                return _WORDS[name], word.end()
+            hint = "texts stand in double quotes"
+            if name.lower() in _WORDS:
+                hint = f"write {name.lower()}"
+            elif name.lstrip("-+").lower() in ("nan", "infinity", "inf", "none", "undefined"):
                 hint = "leave the field out instead"
-            # A word cut off at the end of the file may still be completed by its writer.
-            raise self.fault(f"{word} is not a JSON value", len(self.text) if self._cut(word, match) else at, hint)
+            raise self.fault(f"{name[:MAX_DIGITS]} is not a JSON value", at, hint)
         character = self.text[at]
-        if character == "'":
-            raise self.fault("texts stand in double quotes in JSON", at)
+        if character in _QUOTES:
+            raise self.fault("texts stand in double quotes in JSON", at, 'straight ones: "')
         if character in ",]}":
             raise self.fault(
                 f"a value is missing before {character}", at, "remove the comma before it, if there is one"
             )
         raise self.fault(f"unexpected {character!r}", at)
 
-    def _cut(self, word: str, match: re.Match[str]) -> bool:
-        return match.end() == len(self.text) and any(known.startswith(word) for known in _WORDS)
+    def number(self, match: re.Match[str], at: int) -> int | float:
+        whole, fraction, exponent = match.groups()
+        if len(match.group()) > MAX_DIGITS:
+            raise self.fault(f"a number of {len(match.group()):,} characters; at most {MAX_DIGITS} are allowed", at)
+        if fraction is None and exponent is None:
+            return int(whole)
+        number = float(match.group())
+        if math.isinf(number):
+            raise self.fault(f"{match.group()} is too large a number", at)
+        return number
 
     def array(self, at: int, path: Path) -> tuple[list[Any], int]:
         values: list[Any] = []
@@ -174,6 +181,8 @@ class _Parser:
         if self.text.startswith("}", at):
             return values, at + 1
         while True:
+            if at >= len(self.text):
+                raise self.fault("the file ends before the closing }", at)
             if not self.text.startswith('"', at):
                 hint = "remove the comma before it" if self.text.startswith("}", at) else "names stand in double quotes"
                 raise self.fault("a field's name should stand here", at, hint)
@@ -196,3 +205,13 @@ class _Parser:
         if self.text[at] != ",":
             raise self.fault(f"a comma or {close} is missing", at)
         return _skip(self.text, at + 1)
+
+
+def _proper(number: str) -> str | None:
+    """How JSON writes a number such as ``.5``, ``+1``, ``01`` and ``1.``, as a hint."""
+    for kind in (int, float):
+        try:
+            return f"write {kind(number)!r}"
+        except ValueError:
+            continue
+    return None

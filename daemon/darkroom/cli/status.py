@@ -51,6 +51,8 @@ def _count_waiting(spool: Spool) -> int:
 def _count(base: Path) -> int:
     """Published results, those in groups too."""
     total = 0
+    if not base.is_dir():
+        return 0
     with os.scandir(base) as entries:
         for entry in entries:
             if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
@@ -61,6 +63,8 @@ def _count(base: Path) -> int:
 
 def _working(working: Path) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
+    if not working.is_dir():
+        return jobs
     for folder in sorted(working.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from watchdog.events import (
     DirCreatedEvent,
@@ -15,7 +18,6 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 RETRY_S = 30.0
@@ -59,8 +61,8 @@ class Watch:
         ``now`` is monotonic seconds. Never raises: without notifications the scan goes on alone.
         """
         self.stop()
-        observer = Observer()
         try:
+            observer = _observer()
             observer.schedule(_Hint(self._changed), str(self.folder), recursive=True)
             observer.start()
         except (OSError, RuntimeError) as error:
@@ -93,3 +95,26 @@ class Watch:
             observer.join(2)
         except (OSError, RuntimeError):
             return
+
+
+def _observer() -> BaseObserver:
+    """The platform's observer; on Linux one that is not told of files that leave.
+
+    watchdog holds such an event for half a second, to pair it with the file's arrival elsewhere, and all later events
+    behind it. Every claim is a file that leaves, so each would delay the next arrival.
+    """
+    if sys.platform != "linux":
+        from watchdog.observers import Observer
+
+        return Observer()
+    from watchdog.observers.inotify import InotifyEmitter
+    from watchdog.observers.inotify_c import InotifyConstants as Inotify
+
+    class ArrivalEmitter(InotifyEmitter):
+        def get_event_mask_from_filter(self) -> Any:
+            arrivals = Inotify.IN_CREATE | Inotify.IN_MOVED_TO | Inotify.IN_MODIFY | Inotify.IN_CLOSE_WRITE
+            return arrivals | Inotify.IN_DELETE_SELF
+
+    # It complains on every stop that it was stopped while it waited.
+    logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
+    return BaseObserver(ArrivalEmitter)

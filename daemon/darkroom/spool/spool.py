@@ -141,8 +141,8 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Free space for us where the spool is. Raises StorageTrouble."""
-        with storage_errors(self.working, "statvfs"):
-            status = os.statvfs(self.working)
+        with storage_errors(self.inbox, "statvfs"):
+            status = os.statvfs(self.inbox)
         return status.f_bavail * status.f_frsize
 
     # Waiting

@@ -1,0 +1,228 @@
+"""The command line as its users meet it: real processes, exit codes, signals (faults 36, 40, 55–57, 59, 60)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Darkroom
+from test_loop import until
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_EXECUTOR__KIND", "fake")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def command(darkroom: Darkroom, *arguments: str) -> list[str]:
+    head, *rest = arguments
+    return [sys.executable, "-m", "darkroom", head, "--root", str(darkroom.root), *rest]
+
+
+def call(darkroom: Darkroom, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(darkroom, *arguments), capture_output=True, text=True, timeout=60, cwd=darkroom.root)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@contextmanager
+def daemon(darkroom: Darkroom) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command(darkroom, "run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["event"] == "daemon.ready"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def slow_daemon_script(seconds: float) -> str:
+    return (
+        "from darkroom.executors.fake import FakeEngine; from darkroom.cli import main; "
+        f"FakeEngine.step_s = {seconds}; main()"
+    )
+
+
+def test_submit_run_status_and_the_verdict(darkroom: Darkroom) -> None:
+    done = call(darkroom, "submit", "a red circle", "--set", "steps=2", "--set", "seed=7", "--name", "cat")
+    assert done.stdout.strip() == str(darkroom.inbox / "cat.json")
+    assert "No daemon is running" in done.stderr
+    assert json.loads((darkroom.inbox / "cat.json").read_text()) == {"prompt": "a red circle", "steps": 2, "seed": 7}
+    assert json.loads(call(darkroom, "status", "--json").stdout)["waiting"] == 1
+    call(darkroom, "run", "--once")
+    status = json.loads(call(darkroom, "status", "--json").stdout)
+    assert (status["waiting"], status["done"], status["failed"], status["running"]) == (0, 1, 0, False)
+    assert "not running" in call(darkroom, "status").stdout
+
+
+def test_submitting_one_name_twice_replaces_nothing(darkroom: Darkroom) -> None:
+    for _ in range(3):
+        call(darkroom, "submit", "a red circle")
+    assert darkroom.names("inbox") == ["a-red-circle-2.json", "a-red-circle-3.json", "a-red-circle.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("submit", "x", "--set", "stps=3"), "stps: unknown field (did you mean steps?)"),
+        (("submit", "x", "--set", "stps"), "write it as KEY=VALUE"),
+        (("submit", "nothere.json"), "nothere.json: No such file"),
+        (("submit", "x", "--set", "model=seeding"), "did you mean seedling?"),
+        (("submit", "x", "y", "--name", "z"), "--name is for one job"),
+        (("run", "--config", "nothere.toml"), "nothere.toml: there is no such file"),
+        (("status", "--config", "bad.toml"), "[limits] max_widht: no such key; did you mean max_width?"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+    darkroom: Darkroom, arguments: tuple[str, ...], said: str
+) -> None:
+    (darkroom.root / "bad.toml").write_text("[limits]\nmax_widht = 3\n")
+    done = call(darkroom, *arguments, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_submit_and_wait_ends_with_the_path_or_the_reason(darkroom: Darkroom) -> None:
+    darkroom.configure()
+    with daemon(darkroom):
+        done = call(darkroom, "submit", "a red circle", "--wait")
+        assert done.stdout.strip() == str(darkroom.done / "a-red-circle")
+        done = call(darkroom, "submit", "a red circle", "--wait")
+        assert done.stdout.strip() == str(darkroom.done / "a-red-circle~2")
+
+
+def test_run_once_ends_with_1_if_a_job_failed(darkroom: Darkroom) -> None:
+    darkroom.drop("typo.json", {"promt": "x"})
+    call(darkroom, "run", "--once", code=1)
+    call(darkroom, "run", "--once", code=0)
+
+
+def test_a_contact_sheet_of_the_run_is_made(darkroom: Darkroom) -> None:
+    darkroom.drop("a.json")
+    darkroom.drop("b.json", count=2)
+    sheet = darkroom.root / "sheet.png"
+    lines = [json.loads(line) for line in call(darkroom, "run", "--once", "--sheet", str(sheet)).stdout.splitlines()]
+    assert lines[-1]["event"] == "sheet.saved"
+    assert lines[-1]["pictures"] == 3
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_check_says_of_each_file_what_is_wrong(darkroom: Darkroom, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text('{"prompt": "x"}')
+    bad.write_text('{"prompt": "x",\n "steps": "20", "widht": 3}')
+    done = call(darkroom, "check", str(good), str(bad), code=1)
+    assert done.stdout.splitlines() == [
+        f"✓ {good}",
+        f"✗ {bad}: line 2, column 11: steps: must be a whole number (remove the quotes)",
+        f"✗ {bad}: line 2, column 26: widht: unknown field (did you mean width?)",
+    ]
+    found = json.loads(call(darkroom, "check", "--json", str(good), str(bad), code=1).stdout)
+    assert [found[str(path)]["ok"] for path in (good, bad)] == [True, False]
+
+
+def test_a_second_daemon_exits_with_3_and_says_who_is_there(darkroom: Darkroom) -> None:
+    with daemon(darkroom) as first:
+        done = call(darkroom, "run", code=3)
+        assert f"process {first.pid} on " in done.stderr
+        assert json.loads(call(darkroom, "status", "--json").stdout)["running"] is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_daemon_well(darkroom: Darkroom, number: signal.Signals) -> None:
+    with daemon(darkroom) as process:
+        process.send_signal(number)
+        assert process.wait(5) == 0
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readlines()[-1])["event"] == "daemon.stopped"
+
+
+def run_slowly(darkroom: Darkroom) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", slow_daemon_script(0.05), "run", "--root", str(darkroom.root)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    until(lambda: list(darkroom.working.glob("*/progress.json")))
+    return process
+
+
+def test_a_job_cut_short_by_sigterm_or_kill_ends_once_with_the_same_pictures(darkroom: Darkroom) -> None:
+    fields: dict[str, Any] = {"num_inference_steps": 8, "count": 3}
+    darkroom.drop("undisturbed.json", **fields)
+    call(darkroom, "run", "--once")
+    wanted = [picture["sha256"] for picture in darkroom.result("undisturbed")["pictures"]]
+    for name, number in (("stopped", signal.SIGTERM), ("killed", signal.SIGKILL)):
+        darkroom.drop(f"{name}.json", **fields)
+        process = run_slowly(darkroom)
+        process.send_signal(number)
+        process.wait(5)
+        assert len(darkroom.names("working")) == 1
+        call(darkroom, "run", "--once")
+        assert [picture["sha256"] for picture in darkroom.result(name)["pictures"]] == wanted
+    assert darkroom.names("done") == ["killed", "stopped", "undisturbed"]
+
+
+def test_a_closed_output_does_not_end_the_daemon(darkroom: Darkroom) -> None:
+    with daemon(darkroom) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        darkroom.drop("a.json")
+        until((darkroom.done / "a" / "result.json").exists)
+        darkroom.drop("b.json")
+        until((darkroom.done / "b" / "result.json").exists)
+        assert process.poll() is None
+
+
+def test_the_daemon_is_ready_soon_and_stays_small(darkroom: Darkroom) -> None:
+    begin = time.monotonic()
+    with daemon(darkroom) as process:
+        ready = time.monotonic() - begin
+        darkroom.drop("a.json")
+        until((darkroom.done / "a" / "result.json").exists)
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    print(f"ready in {ready:.2f} s, {resident >> 10} MiB resident")
+    assert ready < 5  # 1 s on a quiet machine; CI's are not
+    assert resident < 120 << 10
+
+
+def test_from_drop_to_claim_takes_less_than_a_tenth_of_a_second(darkroom: Darkroom) -> None:
+    times = []
+    with daemon(darkroom):
+        for number in range(15):
+            path = darkroom.root / f"{number}.json"
+            path.write_text('{"prompt": "x", "steps": 1, "width": 64, "height": 64}')
+            time.sleep(0.05)
+            begin = time.monotonic()
+            path.rename(darkroom.inbox / path.name)
+            until(lambda path=path: not (darkroom.inbox / path.name).exists())
+            times.append(time.monotonic() - begin)
+    median = sorted(times)[len(times) // 2]
+    print(f"median {median * 1000:.1f} ms, worst {max(times) * 1000:.1f} ms")
+    assert median < 0.1
+
+
+def test_no_command_that_waits_for_a_person_imports_torch(darkroom: Darkroom) -> None:
+    script = (
+        "import sys; sys.argv = ['darkroom', 'run', '--once']\n"
+        "from darkroom.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    darkroom.drop("a.json")
+    environment = os.environ | {"DARKROOM_FOLDERS__ROOT": str(darkroom.root)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert darkroom.names("done") == ["a"]
