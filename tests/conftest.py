@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from darkroom.config import Config, Folders
 from darkroom.executors import Executor, FakeExecutor
 from darkroom.loop import Loop

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import Darkroom
+from darkroom.catalog import Catalog
 from darkroom.errors import EngineDied, EngineStalled, RenderFailed
 from darkroom.events import Alive, Event, Finished, Loaded, Picture, Step
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
-from darkroom.catalog import Catalog
 
 
 def job_of(darkroom: Darkroom, **fields: object) -> Job:

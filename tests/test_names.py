@@ -1,9 +1,10 @@
 """Names of dropped files: temporaries, conflict copies, slugs, ids (faults 5, 9, 10, 19, 20, 21)."""
 
 import pytest
-from darkroom.spool.names import is_conflict_copy, is_job, is_plain, is_temporary, new_id, published_name, slug
 from hypothesis import given
 from hypothesis import strategies as st
+
+from darkroom.spool.names import is_conflict_copy, is_job, is_plain, is_temporary, new_id, published_name, slug
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from conftest import Darkroom
 from darkroom.config import Folders
 from darkroom.errors import ConfigError, SpoolInUse

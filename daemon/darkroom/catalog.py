@@ -6,6 +6,7 @@ itself: ``seedling``. A folder may carry ``darkroom.json``, its makers' recommen
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,8 +100,10 @@ class Catalog:
     def _entries(self) -> dict[str, ModelEntry]:
         entries = {"seedling": ModelEntry(path=BUNDLED)}
         folder = self.models.models_dir
-        if folder is not None and folder.is_dir():
-            for child in folder.iterdir():
-                if (child / "model_index.json").is_file():
-                    entries[child.name] = ModelEntry(path=child)
+        if folder is not None:
+            # An unmounted or unreadable folder has no models: that they are missing is said when one is asked for.
+            with contextlib.suppress(OSError):
+                for child in folder.iterdir():
+                    if (child / "model_index.json").is_file():
+                        entries[child.name] = ModelEntry(path=child)
         return entries | self.models.named

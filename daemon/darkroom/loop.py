@@ -78,8 +78,9 @@ class Loop:
 
     def run(self) -> None:
         """Work until stopped, or with ``once`` until nothing is left. Raises ConfigError, SpoolInUse."""
-        self.startup()
+        self.spool.open()
         try:
+            self.startup()
             self.main_loop()
         finally:
             self.shutdown()
@@ -90,8 +91,7 @@ class Loop:
         self.waker.wake()
 
     def startup(self) -> None:
-        """Own the spool, watch the inbox, say that we are ready."""
-        self.spool.open()
+        """Watch the inbox, say that we are ready."""
         self.guard.start()
         self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
         self._turn("idle")

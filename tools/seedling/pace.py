@@ -46,8 +46,9 @@ class Threads:
     second core: every parallel loop then waits for it.
     """
 
-    _SECONDS_BETWEEN_TRIALS = 20.0
-    _STEPS_OF_A_TRIAL = 3
+    _SECONDS_BETWEEN_TRIALS = (20.0, 120.0)  # doubled from the first to the second while trials change nothing
+    _STEPS_OF_A_TRIAL = 2
+    _HOPELESS = 1.25  # a trial whose first step takes so many times the best is given up
 
     def __init__(self) -> None:
         self._most = torch.get_num_threads()
@@ -65,17 +66,28 @@ class Threads:
 
     def _choose(self) -> Generator[int, float, None]:
         """Takes the seconds of each step, gives the threads for the next."""
+        best = 1
+        shortest, longest = self._SECONDS_BETWEEN_TRIALS
+        pause = shortest
         while True:
             fastest: dict[int, float] = {}
-            for threads in {self._most, 1}:
-                yield threads  # the first step after a change is slow: not counted
-                fastest[threads] = math.inf
-                for _ in range(self._STEPS_OF_A_TRIAL):
-                    fastest[threads] = min(fastest[threads], (yield threads))
-            best = min(fastest, key=lambda threads: fastest[threads])
-            until = time.monotonic() + self._SECONDS_BETWEEN_TRIALS
+            for threads in sorted({1, self._most}, key=lambda threads: threads != best):
+                fastest[threads] = yield from self._try(threads, min(fastest.values(), default=math.inf))
+            before, best = best, min(fastest, key=lambda threads: fastest[threads])
+            pause = min(2 * pause, longest) if best == before else shortest
+            until = time.monotonic() + pause
             while time.monotonic() < until:
                 yield best
+
+    def _try(self, threads: int, to_beat: float) -> Generator[int, float, float]:
+        """The seconds of the fastest of a few steps."""
+        first = yield threads
+        if first > self._HOPELESS * to_beat:
+            return first
+        fastest = math.inf  # the first step after a change is slow: it does not count
+        for _ in range(self._STEPS_OF_A_TRIAL):
+            fastest = min(fastest, (yield threads))
+        return fastest
 
 
 class Every:

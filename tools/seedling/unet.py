@@ -6,6 +6,7 @@ import argparse
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ def trainable_split(networks: Networks) -> tuple[list[nn.Parameter], list[nn.Par
 def follow(average: nn.Module, model: nn.Module, steps: int) -> None:
     """Move the exponential average one step towards the model."""
     share = 1 - min(EMA_DECAY, (1 + steps) / (10 + steps))
-    averages, values = list(average.parameters()), list(model.parameters())
+    averages: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(averages, values, share)
 
 
@@ -157,7 +159,7 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
     pace, checkpoints, reports = Pace(minutes, spent), Every(120), Every(30)
 
     def save(finished: bool) -> None:
-        state = {"networks": networks.state_dict(), "average": average.state_dict()}
+        state: dict[str, Any] = {"networks": networks.state_dict(), "average": average.state_dict()}
         state |= {"optimizers": optimizers.state_dict(), "steps": steps, "samples": samples}
         save_checkpoint(checkpoint, state | {"spent": pace.spent, "finished": finished})
 

@@ -44,7 +44,10 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
 
 
 def _obey_signals(loop: Loop) -> None:
-    """The first SIGTERM or SIGINT stops at the next step; the second ends the process at once."""
+    """The first SIGTERM or SIGINT stops at the next step; the second ends the process at once.
+
+    SIGHUP, a closed terminal, changes nothing: the daemon goes on.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if loop.stopping:
@@ -53,9 +56,7 @@ def _obey_signals(loop: Loop) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, handle)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _make_sheet(screen: Screen, sheet: Path, logger: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
-from darkroom.spool import PAUSE, Arrival, Spool, holder, is_held
+from darkroom.spool import PAUSE, Spool, holder, is_held
 
 
 def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
@@ -36,16 +36,12 @@ def gather(spool: Spool) -> dict[str, Any]:
         "holder": holder(spool.working) if running else None,
         "paused": (spool.root / PAUSE).exists(),
         "daemon": health.model_dump() if health is not None else None,
-        "waiting": _count_waiting(spool),
+        "waiting": spool.waiting(),
         "working": _working(spool.working),
         "done": _count(spool.done),
         "failed": _count(spool.failed),
         "free_bytes": spool.free_bytes(),
     }
-
-
-def _count_waiting(spool: Spool) -> int:
-    return sum(isinstance(found, Arrival) for found in spool.pending())
 
 
 def _count(base: Path) -> int:

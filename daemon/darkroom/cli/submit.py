@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
 from darkroom.catalog import Catalog
@@ -16,9 +17,16 @@ from darkroom.config import Config, load
 from darkroom.errors import InvalidRequest, JobError, StorageTrouble, UsageError
 from darkroom.health import read as read_health
 from darkroom.job import parse, resolve
-from darkroom.spool import Disk, Spool, is_held, is_plain, new_id, slug
+from darkroom.spool import Disk, Spool, is_held, is_plain, new_id, published_name, slug
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 POLL_S = 0.1
+LOST_S = 3.0
+REQUEST = "request.json"
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
+"""What file systems answer that have no hard links, such as shares of other systems."""
 
 
 @dataclass
@@ -28,7 +36,8 @@ class _Dropped:
     name: str
     path: Path
     inode: int
-    verdict: Path | None = None
+    lost_at: float = float("inf")
+    """When it counts as gone, if it is found nowhere until then, in monotonic seconds."""
 
 
 def submit_jobs(
@@ -101,25 +110,38 @@ def _validate(label: str, data: bytes, config: Config) -> None:
 
 
 def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
-    """Hidden, fsynced, then linked to its name, which never replaces another's file."""
+    """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
     disk = Disk()
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)
-        number = 1
-        while True:
-            path = spool.inbox / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
-            try:
-                disk.link(hidden, path)
-                break
-            except FileExistsError:
-                number += 1
-        inode = path.stat().st_ino if path.exists() else hidden.stat().st_ino
-        disk.unlink(hidden)
+        inode = hidden.stat().st_ino
+        path = _reveal(disk, hidden, name)
         disk.sync_folder(spool.inbox)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
-    return _Dropped(path.stem, path, inode)
+    return _Dropped(published_name(path.name), path, inode)
+
+
+def _reveal(disk: Disk, hidden: Path, name: str) -> Path:
+    """Give the file its name, or the first free ``name-2``, ``name-3``, …"""
+    number = 1
+    while True:
+        path = hidden.with_name(f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        number += 1
+        try:
+            disk.link(hidden, path)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            if path.exists():
+                continue
+            disk.rename(hidden, path)
+            return path
+        disk.unlink(hidden)
+        return path
 
 
 def _say_if_nobody_works(spool: Spool) -> None:
@@ -129,66 +151,77 @@ def _say_if_nobody_works(spool: Spool) -> None:
 
 
 def _wait_for(dropped: list[_Dropped], spool: Spool) -> int:
+    """Until each has its verdict; 1 if one of them is not done."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     _say_if_nobody_works(spool)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     failed = 0
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {job.name: bars.add_task(f"{job.name}: waiting", total=None) for job in dropped}
+        tasks = {job.name: bars.add_task(f"{escape(job.name)}: waiting", total=None) for job in dropped}
         waiting = list(dropped)
         while waiting:
             for job in list(waiting):
-                progress = _progress_of(job, spool)
-                if progress is not None:
-                    total = progress["pictures"] * progress["steps"]
-                    done = progress["finished"] * progress["steps"] + progress["step"] * progress["batch"]
-                    bars.update(tasks[job.name], description=job.name, total=total, completed=min(done, total))
-                verdict = _verdict_of(job, spool)
-                if verdict is None:
-                    continue
+                match _find(job, spool):
+                    case "inbox":
+                        continue
+                    case "working", folder:
+                        _show_progress(bars, tasks[job.name], job, folder)
+                        continue
+                    case "verdict", folder:
+                        failed += not _report(job, folder)
+                    case _ if time.monotonic() < job.lost_at:
+                        continue  # between two folders
+                    case _:
+                        failed += 1
+                        print(f"{job.path} is gone: somebody took it out of the inbox", file=sys.stderr)
                 waiting.remove(job)
                 bars.remove_task(tasks[job.name])
-                failed += not _report(job, verdict)
             if waiting:
                 time.sleep(POLL_S)
     return 1 if failed else 0
 
 
-def _progress_of(job: _Dropped, spool: Spool) -> dict[str, Any] | None:
-    for folder in _folders(spool.working):
-        if _inode(folder / "request.json") == job.inode:
-            try:
-                progress: dict[str, Any] = json.loads((folder / "progress.json").read_bytes())
-            except (OSError, ValueError):
-                return None
-            return progress
-    return None
-
-
-def _verdict_of(job: _Dropped, spool: Spool) -> Path | None:
-    """Where the job was published; a job that nobody can find any more was taken out of the inbox by somebody."""
+def _find(job: _Dropped, spool: Spool) -> Any:
+    """Where the job is now: ``"inbox"``, ("working", its folder), ("verdict", its folder) or None."""
     if _inode(job.path) == job.inode:
-        return None
+        job.lost_at = time.monotonic() + LOST_S
+        return "inbox"
+    for folder in _folders(spool.working):
+        if _inode(folder / REQUEST) == job.inode:
+            job.lost_at = time.monotonic() + LOST_S
+            return "working", folder
     for base in (spool.done, spool.failed):
         for folder in _folders(base):
-            if (folder.name == job.name or folder.name.startswith(f"{job.name}~")) and (
-                _inode(folder / "request.json") == job.inode
-            ):
-                return folder
+            same_name = folder.name == job.name or folder.name.startswith(f"{job.name}~")
+            if same_name and _inode(folder / REQUEST) == job.inode:
+                return "verdict", folder
     return None
+
+
+def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) -> None:
+    """Move a bar as far as progress.json says."""
+    try:
+        progress = json.loads((folder / "progress.json").read_bytes())
+    except (OSError, ValueError):
+        return
+    steps = progress["steps"]
+    completed = progress["finished"] * steps + progress["step"] * progress["batch"]
+    total = progress["pictures"] * steps
+    bars.update(task, description=job.name.replace("[", r"\["), total=total, completed=min(completed, total))
 
 
 def _report(job: _Dropped, folder: Path) -> bool:
-    error_file = folder / "error.json"
-    if not error_file.exists():
+    """Print the verdict; whether the job is done."""
+    try:
+        message = json.loads((folder / "error.json").read_bytes())["message"]
+    except FileNotFoundError:
         print(folder)
         return True
-    try:
-        message = json.loads(error_file.read_bytes())["message"]
-    except (OSError, ValueError, KeyError):
-        message = "failed"
+    except (OSError, ValueError, KeyError) as error:
+        message = f"failed, and its error.json cannot be read: {error}"
     print(f"{folder}: {message}", file=sys.stderr)
     return False
 

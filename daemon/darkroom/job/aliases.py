@@ -16,7 +16,7 @@ ALIASES = {
     "scheduler": "schedule",
     "CLIP_stop_at_last_layers": "clip_skip",
 }
-"""Other name → ours. ``batch_size`` × ``n_iter`` become ``count``."""
+"""Other name → ours. ``batch_size`` × ``n_iter`` become ``count``; model and clip skip may be ``override_settings``."""
 
 LATER = frozenset(
     {"loras", "init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale", "matrix", "jobs"}
@@ -57,14 +57,14 @@ DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "loras": ([], None),
     "mask": (None, ""),
     "mask_image": (None, ""),
-    "override_settings": ({}, None),
+    "override_settings": (None,),
     "override_settings_restore_afterwards": _ANY_FLAG,
     "refiner_checkpoint": (None, "", "None"),
     "refiner_switch_at": (0, 0.0, None),
     "restore_faces": (False, None),
     "s_churn": (0, 0.0, None),
     "s_min_uncond": (0, 0.0, None),
-    "s_noise": (1, 1.0, None),
+    "s_noise": (0, 0.0, 1, 1.0, None),
     "s_tmax": (0, 0.0, None),
     "s_tmin": (0, 0.0, None),
     "sampler_index": (None, "", "Euler"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,9 @@ from darkroom.job.types import Request
 
 _FIELDS = tuple(Request.model_fields)
 _GOT_LENGTH = 80
+_DID_YOU_MEAN = "did you mean {}?"
+_OVERRIDES = "override_settings"
+_OVERRIDABLE = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 
 
 def parse(data: bytes) -> Request:
@@ -65,16 +69,15 @@ def parse_fields(
     try:
         request = Request.model_validate(canonical)
     except ValidationError as error:
+        misspelled = any(error.hint == _DID_YOU_MEAN.format("prompt") for error in errors)
         errors += [
-            _explain(fault, written)
-            for fault in error.errors()
-            if fault["loc"][0] in canonical or not any(e.field == "prompt" for e in errors)
+            _explain(fault, written) for fault in error.errors() if not (fault["type"] == "missing" and misspelled)
         ]
         request = None
     if request is not None and not errors:
         return request
     placed = [_place(error, document, prefix) for error in errors]
-    placed.sort(key=lambda error: (error.line or 0, error.column or 0))
+    placed.sort(key=lambda error: (error.line is None, error.line, error.column))
     first = placed[0]
     more = f" (and {len(placed) - 1} more)" if len(placed) > 1 else ""
     raise InvalidRequest(f"The job is not valid: {first}{more}.", errors=tuple(placed))
@@ -97,13 +100,19 @@ def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
         canonical[name] = value
         written[name] = spelling
 
+    overrides = fields.get(_OVERRIDES)
+    for spelling, value in (overrides if isinstance(overrides, dict) else {}).items():
+        if spelling in _OVERRIDABLE:
+            take(ALIASES[spelling], value, f"{_OVERRIDES}.{spelling}")
+        elif value is not None:
+            errors.append(_dishonoured(f"{_OVERRIDES}.{spelling}", value))
     for spelling, value in fields.items():
+        if spelling in ("batch_size", "n_iter") or (spelling == _OVERRIDES and isinstance(value, dict)):
+            continue
         if spelling in _FIELDS:
             take(spelling, value, spelling)
         elif spelling in ALIASES:
             take(ALIASES[spelling], value, spelling)
-        elif spelling in ("batch_size", "n_iter"):
-            continue
         elif not changes_nothing(spelling, value):
             errors.append(_unknown(spelling, value))
     if "batch_size" in fields or "n_iter" in fields:
@@ -121,6 +130,9 @@ def _take_batches(fields: dict[str, Any], take: Any, errors: list[FieldError]) -
             errors.append(FieldError("must be a whole number from 1 to 1000", spelling, got=_shown(value)))
             return
         count *= value
+    if count > 1000:
+        errors.append(FieldError(f"batch_size × n_iter is {count:,} pictures; at most 1,000 are allowed", "batch_size"))
+        return
     take("count", count, "batch_size" if "batch_size" in fields else "n_iter")
 
 
@@ -128,12 +140,14 @@ def _unknown(field: str, value: Any) -> FieldError:
     if field in LATER:
         return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
     if field in DO_NOTHING:
-        return FieldError(
-            "darkroom cannot honour this field of A1111's API", field, got=_shown(value), hint="remove the field"
-        )
+        return _dishonoured(field, value)
     near = difflib.get_close_matches(field.casefold(), [*_FIELDS, *ALIASES, "batch_size", "n_iter"], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "the fields are: " + ", ".join(_FIELDS)
+    hint = _DID_YOU_MEAN.format(near[0]) if near else "the fields are: " + ", ".join(_FIELDS)
     return FieldError("unknown field", field, got=_shown(value), hint=hint)
+
+
+def _dishonoured(field: str, value: Any) -> FieldError:
+    return FieldError("darkroom cannot do this of A1111's API", field, got=_shown(value), hint="remove the field")
 
 
 def _explain(fault: Any, written: dict[str, str]) -> FieldError:
@@ -156,13 +170,16 @@ def _explain(fault: Any, written: dict[str, str]) -> FieldError:
             hint = "put it in double quotes" if isinstance(value, int | float) else None
         case "literal_error":
             message = f"must be {context['expected'].replace(chr(39), chr(34))}"
+            near = difflib.get_close_matches(str(value).casefold(), re.findall("'(.*?)'", context["expected"]), n=1)
+            hint = f'write "{near[0]}"' if near else None
         case "greater_than_equal":
             message = f"must be at least {context['ge']:g}"
         case "less_than_equal":
-            message = f"must be at most {context['le']}"
-        case "string_too_short":
+            limit = context["le"]
+            message = f"must be at most {limit:g}" if isinstance(limit, float) else f"must be at most {limit}"
+        case "string_too_short" | "too_short":
             message = "must not be empty"
-        case "string_too_long":
+        case "string_too_long" | "too_long":
             message = f"has {len(value):,} characters; at most {context['max_length']:,} are allowed"
         case _:
             message = str(fault["msg"]).removeprefix("Value error, ")
@@ -174,7 +191,7 @@ def _hint_for_number(value: Any) -> str | None:
         return "remove the quotes" if value.strip().lstrip("-").replace(".", "", 1).isdigit() else None
     if isinstance(value, bool):
         return "true and false are not numbers"
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"write {int(value)}"
     return None
 
@@ -192,6 +209,7 @@ def _shown(value: Any) -> Any:
 def _place(error: FieldError, document: strict_json.Document | None, prefix: tuple[str, ...]) -> FieldError:
     if document is None or error.field is None:
         return error
-    line, column = document.place((*prefix, error.field))
+    path = error.field.split(".", 1) if error.field.startswith(f"{_OVERRIDES}.") else [error.field]
+    line, column = document.place((*prefix, *path))
     shown = error.field.encode("utf-8", "backslashreplace").decode("utf-8")[:_GOT_LENGTH]
     return FieldError(error.message, shown, line, column, error.got, error.hint)

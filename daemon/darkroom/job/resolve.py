@@ -15,6 +15,7 @@ from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_s
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 7.5
 DEFAULT_SAMPLER = "DPM++ 2M"
+_LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
 def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
@@ -82,7 +83,9 @@ def _sampling(
         schedule = None if written is None else find_schedule(written)
         return sampler.name, choose_schedule(sampler, schedule)
     except UnknownName as error:
-        errors.append(FieldError(str(error), field, got=getattr(request, field), hint=error.hint))
+        asked = getattr(request, field)
+        source = "" if asked or request.sampler else "; it is a default of the model"
+        errors.append(FieldError(str(error), field, got=asked, hint=error.hint + source))
         return DEFAULT_SAMPLER, "karras"
 
 
@@ -96,6 +99,13 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     ):
         if value > limit:
             errors.append(FieldError(f"must be at most {limit} here", field, got=value, hint="a limit of config.toml"))
+    longest = _LONGEST_SIDE.get(job.output_format)
+    if longest is not None and max(job.width, job.height) > longest:
+        field = "width" if job.width > longest else "height"
+        message = f"must be at most {longest:,} for {job.output_format}"
+        errors.append(
+            FieldError(message, field, got=getattr(job, field), hint='"output_format": "png" has no such limit')
+        )
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))

@@ -3,7 +3,7 @@
 from darkroom.spool.disk import Call, Disk
 from darkroom.spool.inbox import Arrival, Fingerprint, Oddity, fingerprint, read
 from darkroom.spool.lock import holder, is_held
-from darkroom.spool.names import is_plain, new_id, slug
+from darkroom.spool.names import is_plain, new_id, published_name, slug
 from darkroom.spool.spool import PAUSE, Spool, Verdict
 from darkroom.spool.ticket import State, Ticket, timestamp
 
@@ -23,6 +23,7 @@ __all__ = [
     "is_held",
     "is_plain",
     "new_id",
+    "published_name",
     "read",
     "slug",
     "timestamp",

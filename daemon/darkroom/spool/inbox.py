@@ -83,6 +83,20 @@ def look(inbox: Path, window: int) -> Iterator[Arrival | Oddity]:
                     folders.append((f"{name}/", Path(entry.path), depth + 1))
 
 
+def count(inbox: Path) -> int:
+    """How many files wait, by their names alone. Raises OSError where the inbox cannot be read."""
+    total = 0
+    with os.scandir(inbox) as entries:
+        for entry in entries:
+            if is_temporary(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                total += count(Path(entry.path))
+            elif is_job(entry.name) and not is_conflict_copy(entry.name) and entry.is_file(follow_symlinks=False):
+                total += 1
+    return total
+
+
 def _classify(name: str, entry: os.DirEntry[str], depth: int) -> Arrival | Oddity | None:
     """What an entry is; None for a folder to look into and for a file that vanished meanwhile."""
     path = Path(entry.path)

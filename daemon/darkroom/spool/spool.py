@@ -151,6 +151,10 @@ class Spool:
         """What lies in the inbox, in no order. Raises OSError where it cannot be read."""
         return inbox_folder.look(self.inbox, WINDOW)
 
+    def waiting(self) -> int:
+        """How many files lie in the inbox, by their names. Raises OSError where it cannot be read."""
+        return inbox_folder.count(self.inbox)
+
     # Claim
 
     def claim(self, arrival: Arrival) -> Ticket | None:

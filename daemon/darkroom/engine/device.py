@@ -1,0 +1,212 @@
+"""Where the engine computes and in which number format; what to call it. ``python -m darkroom.engine.device`` tells.
+
+On a GPU ``auto`` means float16. On a CPU it means bfloat16 only where that is clearly faster for the model at hand:
+AMX and AVX512-BF16 make it so for large models, nothing does for tiny ones. That is measured once (a fifth of a
+second) and remembered, because a choice that changed from day to day would change the pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from darkroom.config import Config, EngineSettings
+from darkroom.errors import ConfigError
+
+CLEARLY_FASTER = 1.3
+"""How many times faster bfloat16 must be on this CPU to be preferred to float32."""
+
+_MEMORY_FILE = "dtype.json"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a UNet's middle level computes: ``channels`` features on ``side`` × ``side`` positions."""
+
+    channels: int
+    side: int
+
+
+TYPICAL = Workload(channels=640, side=32)
+"""The second level of SD 1.5 at 512 × 512."""
+
+
+def choose_device(settings: EngineSettings) -> torch.device:
+    """The device of ``[engine] device``; ``auto`` is CUDA, else MPS, else the CPU. Raises ConfigError if not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    wanted = settings.device
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "mps" if mps else "cpu"
+    device = torch.device(wanted)
+    missing = (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps)
+    if missing:
+        raise ConfigError(f'[engine] device = "{wanted}", but torch finds no such device here; use "auto" or "cpu"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'[engine] device = "{wanted}", but there are only {torch.cuda.device_count()}, from cuda:0')
+    return device
+
+
+def choose_dtype(settings: EngineSettings, device: torch.device, workload: Workload = TYPICAL) -> torch.dtype:
+    """The number format of ``[engine] dtype``; ``auto`` as the module says."""
+    if settings.dtype != "auto":
+        chosen: torch.dtype = getattr(torch, settings.dtype)
+        return chosen
+    if device.type != "cpu":
+        return torch.float16
+    return _remembered_choice(cache_dir(settings) / _MEMORY_FILE, workload)
+
+
+def cache_dir(settings: EngineSettings) -> Path:
+    """Where small facts about this machine are kept: ``[engine] cache_dir``, else the user's cache."""
+    if settings.cache_dir is not None:
+        return settings.cache_dir
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "darkroom"
+
+
+def _remembered_choice(file: Path, workload: Workload) -> torch.dtype:
+    """The choice made before for such a model on such a machine, or a new one.
+
+    A choice that cannot be written down is not made: without a cache it is float32, always.
+    """
+    key = _machine_key(workload)
+    choices = _read(file)
+    chosen = choices.get(key)
+    if chosen not in ("float32", "bfloat16"):
+        chosen = "bfloat16" if bfloat16_gain(workload) >= CLEARLY_FASTER else "float32"
+        if not _write(file, choices | {key: chosen}):
+            chosen = "float32"
+    return torch.bfloat16 if chosen == "bfloat16" else torch.float32
+
+
+def _machine_key(workload: Workload) -> str:
+    facts = (cpu_name(), torch.get_num_threads(), torch.__version__, workload.channels, workload.side)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, str]:
+    """Lost, unreadable and damaged all mean that nothing is known."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path, content: dict[str, str]) -> bool:
+    """Whole or not at all. Returns whether it is there."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as temporary:
+            json.dump(content, temporary)
+        Path(temporary.name).replace(file)
+    except OSError:
+        return False
+    return True
+
+
+def bfloat16_gain(workload: Workload) -> float:
+    """How many times faster this CPU is in bfloat16 than in float32, on what a UNet mostly does.
+
+    The best of alternating runs, so that a busy machine disturbs both alike. At most about 0.3 s.
+    """
+    channels, side = workload.channels, min(workload.side, 32)
+    groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
+    layers = [torch.nn.GroupNorm(groups, channels), torch.nn.SiLU(), torch.nn.Conv2d(channels, channels, 3, padding=1)]
+    mix = torch.nn.Linear(channels, 2 * channels)
+    best: dict[torch.dtype, float] = {}
+    with torch.inference_mode():
+        until = time.perf_counter() + 0.3
+        rounds = 0
+        while rounds < 3 or (time.perf_counter() < until and rounds < 30):
+            for dtype in (torch.float32, torch.bfloat16):
+                block = torch.nn.Sequential(*layers).to(dtype)
+                mix.to(dtype)
+                picture = torch.zeros(2, channels, side, side, dtype=dtype)
+                begin = time.perf_counter()
+                mix(block(picture).flatten(2).transpose(1, 2))
+                seconds = time.perf_counter() - begin
+                if rounds:  # the first of each compiles its kernels
+                    best[dtype] = min(best.get(dtype, seconds), seconds)
+            rounds += 1
+            if rounds >= 2 and time.perf_counter() > until:
+                break
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """For a person: ``cuda NVIDIA H200, float16`` or ``cpu AMD EPYC ×2, float32``."""
+    return f"{device.type} {device_name(device)}, {str(dtype).removeprefix('torch.')}"
+
+
+def device_name(device: torch.device) -> str:
+    """The maker's name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()} ×{os.cpu_count()}" if device.type == "cpu" else platform.processor() or "Apple"
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's name as the kernel tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The device's memory; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def memory_used(device: torch.device) -> int | None:
+    """Bytes in use now, by tensors on a GPU or by this process on a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def versions() -> dict[str, str]:
+    """What a picture's bits depend on, read from the installed packages without importing them."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+def main() -> None:
+    """Print one line of JSON about the device that the environment's configuration chooses."""
+    settings = Config().engine
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    facts = {
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "name": f"{device.type} {device_name(device)}",
+        "memory_bytes": memory_bytes(device),
+        "versions": versions(),
+    }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

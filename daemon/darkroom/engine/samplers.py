@@ -1,0 +1,138 @@
+"""Names of samplers and schedules to diffusers' schedulers, set up as A1111 and k-diffusion mean them.
+
+A scheduler keeps of the model's own configuration only what the model was trained with: betas, prediction type, terminal
+SNR. All else is the sampler's business and stands here, because an inherited "leading" spacing or clipping would
+change the pictures.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from darkroom.errors import RenderFailed
+
+_TRAINED = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+
+_LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+"""DDIM and PLMS as CompVis's code has them: timesteps 1, 1 + 1000/n, …"""
+
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "uniform": {"timestep_spacing": "linspace"},
+    "karras": {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+    "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
+    "sgm_uniform": {"timestep_spacing": "trailing"},
+}
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A scheduler class of diffusers and what it is given besides the schedule."""
+
+    scheduler: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    explicit: bool = False
+    """Uniform timesteps are passed one by one: the class's own begin right and end elsewhere, 13 % off."""
+
+
+_RECIPES = {
+    "Euler": _Recipe("EulerDiscreteScheduler"),
+    "Euler a": _Recipe("EulerAncestralDiscreteScheduler"),
+    "Heun": _Recipe("HeunDiscreteScheduler"),
+    "LMS": _Recipe("LMSDiscreteScheduler"),
+    "DPM2": _Recipe("KDPM2DiscreteScheduler"),
+    "DPM2 a": _Recipe("KDPM2AncestralDiscreteScheduler"),
+    "DPM++ 2M": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, explicit=True),
+    "DPM++ 2M SDE": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, explicit=True),
+    "DPM++ 2M SDE Heun": _Recipe(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, explicit=True
+    ),
+    "DDIM": _Recipe("DDIMScheduler", _LEADING | {"clip_sample": False}),
+    "UniPC": _Recipe("UniPCMultistepScheduler"),
+    "PLMS": _Recipe("PNDMScheduler", _LEADING | {"skip_prk_steps": True}),
+    "LCM": _Recipe("LCMScheduler", {"clip_sample": False}),
+    "DEIS": _Recipe("DEISMultistepScheduler"),
+}
+
+_LCM_GRIDS = (50, 100, 125, 200)
+"""How finely LCM's timesteps may be cut: divisors of 1000. It was distilled on 50."""
+
+
+def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], steps: int) -> Any:
+    """A fresh diffusers scheduler with its timesteps set, on the CPU.
+
+    ``sampler`` and ``schedule`` are names of ``darkroom.sampling``, resolved; ``trained`` is the model's scheduler
+    configuration. Raises RenderFailed where the model needs what the sampler lacks.
+    """
+    import diffusers
+
+    recipe = _RECIPES[sampler]
+    kind = _lms() if sampler == "LMS" else getattr(diffusers, recipe.scheduler)
+    accepted = set(inspect.signature(kind.__init__).parameters)
+    known = {key: trained[key] for key in _TRAINED if key in trained}
+    if known.pop("rescale_betas_zero_snr", False):
+        if "rescale_betas_zero_snr" not in accepted:
+            raise RenderFailed(
+                f'The sampler "{sampler}" cannot begin at pure noise, which this model was trained for '
+                '(zero terminal SNR); use "Euler", "DPM++ 2M" or "DDIM"'
+            )
+        known["rescale_betas_zero_snr"] = True
+    options = known | _SCHEDULES[schedule] | dict(recipe.options)
+    if steps == 1:
+        options["timestep_spacing"] = "trailing"  # any other spacing makes the one step the last, not the first
+    scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
+    _set_timesteps(scheduler, recipe, schedule, steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
+    return scheduler
+
+
+def _set_timesteps(scheduler: Any, recipe: _Recipe, schedule: str, steps: int) -> None:
+    last = scheduler.config.num_train_timesteps - 1
+    if recipe.explicit and schedule == "uniform" and steps > 1:
+        scheduler.set_timesteps(timesteps=np.linspace(last, 0, steps).round().astype(int).tolist())
+    elif recipe.scheduler == "LCMScheduler":
+        grid = next(grid for grid in _LCM_GRIDS if grid >= steps)
+        scheduler.set_timesteps(steps, original_inference_steps=grid)
+    else:
+        scheduler.set_timesteps(steps)
+
+
+def step_arguments(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
+    """What ``scheduler.step`` takes besides the usual: the pictures' generators, where it makes noise."""
+    step: Callable[..., Any] = scheduler.step
+    return {"generator": generators} if "generator" in inspect.signature(step).parameters else {}
+
+
+def _lms() -> type:
+    """diffusers' LMS without scipy, which it needs for one integral of a polynomial."""
+    from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
+
+    class LMS(LMSDiscreteScheduler):  # type: ignore[misc, no-any-unimported]
+        """The coefficients by Gauss-Legendre quadrature, which is exact for polynomials of a degree this small."""
+
+        def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
+            """∫ of the Lagrange polynomial of the ``current_order``-th last derivative from σₜ to σₜ₊₁."""
+            points, weights = np.polynomial.legendre.leggauss(order)
+            sigmas = self.sigmas.double().numpy()
+            begin, end = sigmas[t], sigmas[t + 1]
+            at = (end - begin) / 2 * points + (end + begin) / 2
+            basis = np.ones_like(at)
+            for other in range(order):
+                if other != current_order:
+                    basis *= (at - sigmas[t - other]) / (sigmas[t - current_order] - sigmas[t - other])
+            return float((end - begin) / 2 * (weights * basis).sum())
+
+    return LMS
