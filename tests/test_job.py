@@ -25,7 +25,7 @@ def faults(document: Any) -> tuple[FieldError, ...]:
     assert error.message
     assert "\n" not in error.message
     assert error.errors
-    assert str(error.errors[0]) in error.message or error.errors[0].message in error.message.lower()
+    assert str(error.errors[0]) in error.message or error.errors[0].message.lower() in error.message.lower()
     json.dumps([fault.got for fault in error.errors])
     return error.errors
 

@@ -39,9 +39,9 @@ class Model:
         try:
             recommended = ModelDefaults(**own)
         except ValidationError as error:
-            raise ModelUnavailable(
-                f'model "{self.name}": {self.folder / "darkroom.json"}: {error.errors()[0]["msg"]}'
-            ) from None
+            fault = error.errors()[0]
+            file, field = self.folder / "darkroom.json", fault["loc"][0]
+            raise ModelUnavailable(f'model "{self.name}": {file}: {field}: {fault["msg"]}') from None
         size = self._native_size()
         chosen: dict[str, Any] = {"width": size, "height": size}
         for source in (recommended, self.configured):

@@ -80,18 +80,24 @@ def find_sampler(text: str) -> tuple[Sampler, str | None]:
     Raises UnknownName, whose hint lists the nearest names.
     """
     wanted = " ".join(text.split()).casefold()
-    if wanted in _BY_ALIAS:
-        return _BY_ALIAS[wanted], None
-    for schedule in ("karras", "exponential", "sgm uniform"):
-        for separator in (" ", "_"):
-            stem = wanted.removesuffix(separator + schedule)
-            if stem != wanted and stem in _BY_ALIAS:
-                return _BY_ALIAS[stem], find_schedule(schedule)
-    if wanted in _NO_EQUIVALENT:
-        raise UnknownName(f'there is no sampler "{text}" here', f'the nearest is "{_NO_EQUIVALENT[wanted]}"')
+    stem, schedule = _split_schedule(wanted)
+    for name, implied in ((wanted, None), (stem, schedule)):
+        if name in _BY_ALIAS:
+            return _BY_ALIAS[name], implied
+        if name in _NO_EQUIVALENT:
+            raise UnknownName(f'there is no sampler "{text}" here', f'the nearest is "{_NO_EQUIVALENT[name]}"')
     near = difflib.get_close_matches(wanted, _BY_ALIAS, n=3, cutoff=0.5)
     names = list(dict.fromkeys(_BY_ALIAS[alias].name for alias in near)) or list(SAMPLERS)
     raise UnknownName(f'there is no sampler "{text}"', "one of: " + ", ".join(names))
+
+
+def _split_schedule(name: str) -> tuple[str, str | None]:
+    """``dpm++ 2m karras`` → ``dpm++ 2m``, ``karras``."""
+    for ending in ("karras", "exponential", "sgm uniform", "sgm_uniform"):
+        stem = name.removesuffix(ending)
+        if stem != name and stem.endswith((" ", "_")):
+            return stem[:-1], find_schedule(ending)
+    return name, None
 
 
 def find_schedule(text: str) -> str:

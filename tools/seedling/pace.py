@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -37,57 +35,6 @@ class Pace:
 def held_then_linear(progress: float, hold: float) -> float:
     """1 until ``hold`` of the time, then straight down to 0."""
     return 1.0 if progress < hold else max((1.0 - progress) / (1.0 - hold), 0.0)
-
-
-class Threads:
-    """Chooses how many CPU threads a step uses by timing both ways now and then.
-
-    Two threads are faster alone on the machine, and far slower than one where another process wants the
-    second core: every parallel loop then waits for it.
-    """
-
-    _SECONDS_BETWEEN_TRIALS = (20.0, 120.0)  # doubled from the first to the second while trials change nothing
-    _STEPS_OF_A_TRIAL = 2
-    _HOPELESS = 1.25  # a trial whose first step takes so many times the best is given up
-
-    def __init__(self) -> None:
-        self._most = torch.get_num_threads()
-        self._choices = self._choose()
-        next(self._choices)
-        self._last = time.monotonic()
-
-    def stepped(self) -> None:
-        """Call after every step."""
-        now = time.monotonic()
-        threads = self._choices.send(now - self._last)
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
-        self._last = time.monotonic()
-
-    def _choose(self) -> Generator[int, float, None]:
-        """Takes the seconds of each step, gives the threads for the next."""
-        best = 1
-        shortest, longest = self._SECONDS_BETWEEN_TRIALS
-        pause = shortest
-        while True:
-            fastest: dict[int, float] = {}
-            for threads in sorted({1, self._most}, key=lambda threads: threads != best):
-                fastest[threads] = yield from self._try(threads, min(fastest.values(), default=math.inf))
-            before, best = best, min(fastest, key=lambda threads: fastest[threads])
-            pause = min(2 * pause, longest) if best == before else shortest
-            until = time.monotonic() + pause
-            while time.monotonic() < until:
-                yield best
-
-    def _try(self, threads: int, to_beat: float) -> Generator[int, float, float]:
-        """The seconds of the fastest of a few steps."""
-        first = yield threads
-        if first > self._HOPELESS * to_beat:
-            return first
-        fastest = math.inf  # the first step after a change is slow: it does not count
-        for _ in range(self._STEPS_OF_A_TRIAL):
-            fastest = min(fastest, (yield threads))
-        return fastest
 
 
 class Every:

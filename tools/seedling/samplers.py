@@ -1,4 +1,6 @@
-"""darkroom's names of samplers and schedules, for the few that seedling is measured with."""
+"""darkroom's names of samplers and schedules, for the few that seedling is measured with.
+
+The same settings as in ``darkroom.engine.samplers``; only "uniform" differs, in its last step."""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ SAMPLERS = {
     "UniPC": UniPCMultistepScheduler,
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "karras": {"use_karras_sigmas": True},
-    "uniform": {"timestep_spacing": "leading"},
+    "karras": {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+    "uniform": {"timestep_spacing": "linspace"},
     "sgm_uniform": {"timestep_spacing": "trailing"},
 }
 

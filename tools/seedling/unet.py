@@ -29,7 +29,7 @@ from .architecture import (
 from .captions import NEUTRAL_PROMPTS
 from .grammar import NATIVE_SIZE
 from .optimizers import Optimizers, split_matrices
-from .pace import Every, Pace, Threads, best_device, held_then_linear, load_checkpoint, save_checkpoint
+from .pace import Every, Pace, best_device, held_then_linear, load_checkpoint, save_checkpoint
 from .tokenizer import LENGTH
 from .vae import CHECKPOINT_NAME as VAE_CHECKPOINT
 
@@ -164,7 +164,6 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
         save_checkpoint(checkpoint, state | {"spent": pace.spent, "finished": finished})
 
     losses: list[float] = []
-    threads = Threads()
     while not pace.over:
         clean, tokens = (tensor.to(device) for tensor in batches.next())
         noise = torch.randn_like(clean)
@@ -179,7 +178,6 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
         follow(average, networks, steps)
         steps, samples = steps + 1, samples + len(clean)
         losses.append(loss.item())
-        threads.stepped()
         if reports.due():
             print(
                 f"unet: step {steps}, {samples} samples, {pace.spent:.0f} s, loss {np.mean(losses):.4f}",

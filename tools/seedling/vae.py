@@ -17,7 +17,7 @@ from . import dataset
 from .architecture import LATENT_CHANNELS, SCALING_FACTOR, new_vae
 from .grammar import NATIVE_SIZE
 from .optimizers import Optimizers, split_matrices
-from .pace import Every, Pace, Threads, best_device, load_checkpoint, save_checkpoint
+from .pace import Every, Pace, best_device, load_checkpoint, save_checkpoint
 
 MUON_RATE, ADAM_RATE = 3e-3, 2e-3
 KL_WEIGHT = 2e-4
@@ -135,7 +135,6 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> AutoencoderKL:
         state = {"vae": vae.state_dict(), "optimizers": optimizers.state_dict()}
         save_checkpoint(checkpoint, state | {"steps": steps, "spent": pace.spent, "finished": finished})
 
-    threads = Threads()
     while not pace.over:
         batch = to_unit(_batch(pictures, rng, pace.progress < CROPS_UNTIL), device)
         with torch.autocast(device.type, torch.bfloat16):
@@ -143,7 +142,6 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> AutoencoderKL:
         loss.backward()
         optimizers.step(0.5 * (1 + math.cos(math.pi * pace.progress)))
         steps += 1
-        threads.stepped()
         if reports.due():
             print(
                 f"vae: step {steps}, {pace.spent:.0f} s, loss {loss.item():.4f}, {decibels(vae, held_out[:40]):.2f} dB",

@@ -21,7 +21,7 @@ import torch
 
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
-from darkroom.engine.device import TYPICAL, Workload, choose_dtype
+from darkroom.engine.device import TYPICAL, Workload, choose_dtype, free_memory, is_out_of_memory
 from darkroom.errors import DarkroomError, ModelUnavailable
 
 _FAMILIES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}
@@ -86,6 +86,7 @@ class Models:
             return self._loaded[key], 0.0
         while len(self._loaded) >= self._cached:
             self._loaded.popitem(last=False)
+            free_memory(self._device)
         begin = time.monotonic()
         pipeline = self._load(model)
         self._loaded[key] = pipeline
@@ -94,6 +95,7 @@ class Models:
     def clear(self) -> None:
         """Let go of all of them."""
         self._loaded.clear()
+        free_memory(self._device)
 
     def _load(self, model: Model) -> Pipeline:
         index = _read_json(model, "model_index.json")
@@ -102,9 +104,11 @@ class Models:
         dtype = choose_dtype(self._settings, self._device, _workload(unet_config))
         try:
             return _load_parts(model, index, encoders, self._device, dtype)
-        except (DarkroomError, MemoryError, torch.OutOfMemoryError):
+        except DarkroomError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelUnavailable(
                 f'The model "{model.name}" in {model.folder} cannot be loaded: {_first_line(error)}',
                 trace=traceback.format_exc(),

@@ -90,8 +90,8 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
             )
         known["rescale_betas_zero_snr"] = True
     options = known | _SCHEDULES[schedule] | dict(recipe.options)
-    if steps == 1:
-        options["timestep_spacing"] = "trailing"  # any other spacing makes the one step the last, not the first
+    if steps == 1:  # all schedules but this one would take the last step, not the first
+        options = known | dict(recipe.options) | _SCHEDULES["sgm_uniform"]
     scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
     _set_timesteps(scheduler, recipe, schedule, steps)
     if hasattr(scheduler, "set_begin_index"):

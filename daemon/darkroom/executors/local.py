@@ -26,6 +26,10 @@ ALIVE_S = 0.1
 
 _KEPT_LINES = 60
 
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Torch's threads sleep while they wait for each other. By default they spin, and where another program wants the same
+cores, a picture takes 17 times as long (measured: 76 s against 4.4 s, two threads on two cores beside a training)."""
+
 
 class LocalExecutor:
     """Starts the child at the first job, and again after it died.
@@ -118,6 +122,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
+                env=_ENVIRONMENT | os.environ,
             )
         self.pipe: Connection = Connection(ours.detach())
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ _EMPTY = (34, 34, 38)
 _PROMPT = (226, 226, 230)
 _NAME = (132, 132, 142)
 _PROMPT_LINES = 3
+_PROMPT_LENGTH = 600
 _ELLIPSIS = "…"
+_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # all of which Pillow raises for broken files
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -88,9 +91,10 @@ def _card(path: Path, cell: int, large: Font, small: Font) -> _Card:
             size = _fit(image.size, cell)
             own = recipe_of(image) or {}
             prompt, seed = own.get("prompt"), own.get("seed")
-    except OSError:
+    except _UNREADABLE:
         prompt = "(cannot be read)"
-    lines = _wrap(_legible(str(prompt), large), large, cell, _PROMPT_LINES) if prompt else []
+    prompt = _legible(str(prompt or "")[:_PROMPT_LENGTH], large)
+    lines = _wrap(prompt, large, cell, _PROMPT_LINES)
     name = path.stem if seed is None else f"{path.stem} · seed {seed}"
     return _Card(path, size, lines, _shorten(_legible(name, small), small, cell))
 
@@ -107,7 +111,7 @@ def _fitted(card: _Card) -> Image.Image:
         with Image.open(card.path) as image:
             image.draft("RGB", card.size)
             picture = image.convert("RGB")
-    except OSError:
+    except _UNREADABLE:
         return Image.new("RGB", card.size, _EMPTY)
     factor = math.ceil(max(card.size) / max(picture.size))
     if factor > 1:
@@ -162,6 +166,7 @@ def _shorten(text: str, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     text = text.rstrip(_ELLIPSIS)
-    while text and font.getlength(text + _ELLIPSIS) > width:
-        text = text[:-1]
-    return text.rstrip() + _ELLIPSIS
+    fitting = bisect.bisect_right(
+        range(1, len(text) + 1), float(width), key=lambda length: font.getlength(text[:length] + _ELLIPSIS)
+    )
+    return text[:fitting].rstrip() + _ELLIPSIS

@@ -1,0 +1,157 @@
+"""The arithmetic of making a picture: noise, the guided UNet, a sampler's step, the VAE. Tensors in, tensors out.
+
+Latents are float32 throughout; only what goes into the UNet and the VAE is in the model's own number format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from darkroom.engine.memory import Vae
+from darkroom.engine.models import Pipeline
+from darkroom.engine.prompt import Conditioning
+from darkroom.errors import RenderFailed
+from darkroom.job import Job
+
+_TILE = 64
+"""Side of the VAE's tiles in latents: 512 pixels."""
+
+
+def is_guided(pipeline: Pipeline, job: Job) -> bool:
+    """Whether there is classifier-free guidance: not at a scale of 1 or less, nor for UNets that were distilled."""
+    return job.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+
+
+def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> torch.Tensor:
+    """Standard normal noise, (pictures, channels, height / 8, width / 8), float32, each from its own generator.
+
+    Made on the CPU, so that it does not depend on the GPU's make.
+    """
+    channels, reduction = pipeline.unet.config.in_channels, pipeline.reduction
+    shape = (1, channels, job.height // reduction, job.width // reduction)
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(pipeline.device)
+
+
+class Denoiser:
+    """The UNet with everything but latents and time already in its hands."""
+
+    def __init__(self, pipeline: Pipeline, job: Job, conditioning: Conditioning, batch: int) -> None:
+        positive, negative = conditioning.positive, conditioning.negative
+        self._unet = pipeline.unet
+        self._dtype = pipeline.dtype
+        self._scale = job.guidance_scale
+        self._guided = negative is not None
+        texts = [positive] if negative is None else [negative, positive]
+        self._tokens = torch.cat([text.tokens.expand(batch, -1, -1) for text in texts])
+        self._added: dict[str, torch.Tensor] | None = None
+        if positive.pooled is not None:
+            size = (job.height, job.width)
+            times = torch.tensor([[*size, 0, 0, *size]], dtype=self._dtype, device=pipeline.device)
+            self._added = {
+                "text_embeds": torch.cat([_pooled(text.pooled).expand(batch, -1) for text in texts]),
+                "time_ids": times.expand(batch * len(texts), -1),
+            }
+        self._timestep_cond: torch.Tensor | None = None
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            embedded = _guidance_embedding(job.guidance_scale, pipeline.unet.config.time_cond_proj_dim)
+            self._timestep_cond = embedded.expand(batch, -1).to(pipeline.device, self._dtype)
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """What the model predicts (noise or velocity, as it was trained), guided, float32, in the latents' shape."""
+        doubled = torch.cat([latents, latents]) if self._guided else latents
+        predicted: torch.Tensor = self._unet(
+            doubled.to(self._dtype),
+            timestep,
+            encoder_hidden_states=self._tokens,
+            timestep_cond=self._timestep_cond,
+            added_cond_kwargs=self._added,
+            return_dict=False,
+        )[0].float()
+        if not self._guided:
+            return predicted
+        without, with_prompt = predicted.chunk(2)
+        return without + self._scale * (with_prompt - without)
+
+
+@torch.inference_mode()
+def step(
+    denoiser: Denoiser, scheduler: Any, timestep: torch.Tensor, latents: torch.Tensor, arguments: Mapping[str, Any]
+) -> torch.Tensor:
+    """The latents one step less noisy. ``arguments`` are the sampler's own (``samplers.step_arguments``)."""
+    predicted = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
+    stepped: torch.Tensor = scheduler.step(predicted, timestep, latents, **arguments, return_dict=False)[0]
+    return stepped
+
+
+@torch.inference_mode()
+def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae) -> torch.Tensor:
+    """Latents to pictures: (pictures, height, width, 3), uint8, on the CPU.
+
+    What comes out black or as no number at all is decoded again in float32. Raises RenderFailed where that does not
+    help.
+    """
+    dtype = torch.float32 if pipeline.vae_upcast else pipeline.dtype
+    pixels = _decode(pipeline, latents, vae, dtype)
+    if _is_void(pixels) and dtype != torch.float32:
+        pixels = _decode(pipeline, latents, vae, torch.float32)
+    if _is_void(pixels):
+        raise RenderFailed(
+            "The picture came out all black, with the VAE in float32 too; the model may be damaged, or the prompt, "
+            "the sampler and its steps do not go together"
+        )
+    return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+
+
+def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
+    """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
+    vae = pipeline.vae
+    tile = min(_TILE, max(8, max(latents.shape[-2:]) // 2))
+    vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
+    vae.use_tiling = kind == "tiled"
+    if vae.dtype != dtype:
+        vae.to(dtype=dtype)
+    try:
+        pixels: torch.Tensor = vae.decode(_unscaled(vae.config, latents).to(pipeline.device, dtype)).sample
+    finally:
+        if dtype != pipeline.dtype:
+            vae.to(dtype=pipeline.dtype)
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE makes them, from latents as the UNet knows them: of unit deviation."""
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, deviation = (
+            torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return latents * deviation / config.scaling_factor + mean
+    unscaled: torch.Tensor = latents / config.scaling_factor
+    return unscaled
+
+
+def _is_void(pixels: torch.Tensor) -> bool:
+    """Whether one of the pictures is black everywhere, or holds a NaN."""
+    flat = pixels.flatten(1)
+    return bool((flat.isnan().any(1) | (flat.amax(1) * 255 < 0.5)).any())
+
+
+def _pooled(pooled: torch.Tensor | None) -> torch.Tensor:
+    assert pooled is not None, "one text has a pooled embedding, the other has none"
+    return pooled
+
+
+def _guidance_embedding(scale: float, size: int) -> torch.Tensor:
+    """Sines and cosines of the guidance scale, (1, size), for UNets that were distilled with guidance built in.
+
+    As in https://github.com/google-research/vdm, model_vdm.py.
+    """
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half) * -(math.log(10_000.0) / (half - 1)))
+    angles = (scale - 1) * 1000.0 * frequencies[None]
+    embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(embedded, (0, size % 2))

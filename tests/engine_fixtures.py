@@ -1,0 +1,36 @@
+"""A plugin of pytest: a module that names it in ``pytest_plugins`` may ask for tiny models and an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from darkroom.config import Config
+from darkroom.engine.render import Engine
+from engine_models import make_config, save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 1: one text encoder, epsilon prediction, 8 pixels to a latent, 64 × 64 natively."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sd", xl=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL: two text encoders, pooled embedding, sizes as a condition."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sdxl", xl=True)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_sd: Path, tiny_sdxl: Path) -> Config:
+    """Both of them, float32 on the CPU, one thread."""
+    return make_config(tmp_path, {"sd": tiny_sd, "sdxl": tiny_sdxl})
+
+
+@pytest.fixture
+def engine(config: Config) -> Iterator[Engine]:
+    engine = Engine(config)
+    yield engine
+    engine.close()

@@ -1,0 +1,260 @@
+"""Every crash point: each path is cut short at each of its calls to the disk, restarted, and held to the promise.
+
+Fault 56. Nothing lost, nothing twice, nothing half; finished pictures are not made again, seeds are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from conftest import Darkroom
+from darkroom.errors import EngineDied
+from darkroom.events import Event, Fallback, Step
+from darkroom.executors import FakeExecutor
+from darkroom.job import Job
+from darkroom.spool import Call, Disk
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that the code could catch."""
+
+
+class CrashingDisk(Disk):
+    """Dies at call ``at``, and at every call after it, since the dead do not write."""
+
+    def __init__(self, at: int) -> None:
+        def observe(call: Call) -> None:
+            if call.number >= at:
+                raise Crash
+
+        super().__init__(observe)
+
+
+class Engine(FakeExecutor):
+    """The fake executor, with deaths and fallbacks on order."""
+
+    def __init__(self, darkroom: Darkroom, *, deaths: int = 0, falls_back: bool = False) -> None:
+        super().__init__(darkroom.config)
+        self.deaths = deaths
+        self.falls_back = falls_back
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        for event in super().run(job, skip):
+            if isinstance(event, Step) and self.deaths > 0 and event.first == 1:
+                self.deaths -= 1
+                raise EngineDied("The engine's process was ended by signal SIGSEGV")
+            if isinstance(event, Step) and self.falls_back and job.width == 64 and event.first == 1:
+                yield Fallback("smaller", "no memory", lossless=False, changes={"width": 56 + 16})
+                self.falls_back = False
+            yield event
+
+
+@dataclass
+class Way:
+    """One way through the daemon: what is dropped before, with which engine, and what must come out."""
+
+    name: str
+    files: dict[str, dict[str, object] | bytes]
+    done: list[str]
+    failed: list[str] = field(default_factory=list)
+    deaths: int = 0
+    falls_back: bool = False
+    prepare: Callable[[Darkroom], None] | None = None
+
+
+JOB = {"width": 64, "height": 64, "num_inference_steps": 1}
+
+
+def cancel_it(darkroom: Darkroom) -> None:
+    """A job that was claimed by an earlier daemon, and cancelled since."""
+    loop = darkroom.loop(Engine(darkroom), CrashingDisk(at=25), once=True)
+    with pytest.raises(Crash):
+        loop.run()
+    loop.guard.stop()
+    loop.spool.close()
+    (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
+    (folder / "cancel").touch()
+
+
+def took_the_name(darkroom: Darkroom) -> None:
+    for folder in (darkroom.done / "cat", darkroom.failed / "typo"):
+        folder.mkdir(parents=True)
+        (folder / "mine.txt").write_text("mine")
+
+
+WAYS = [
+    Way("done", {"cat.json": {"prompt": "a"} | JOB}, done=["cat"]),
+    Way("several pictures", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"]),
+    Way("refused", {"typo.json": {"promt": "a"}}, done=[], failed=["typo"]),
+    Way(
+        "names taken",
+        {"cat.json": {"prompt": "a"} | JOB, "typo.json": {"promt": "a"}},
+        done=["cat~2"],
+        failed=["typo~2"],
+        prepare=took_the_name,
+    ),
+    Way(
+        "subfolder",
+        {"team/cat.json": {"prompt": "a"} | JOB, "cat.json": {"prompt": "b"} | JOB},
+        done=["team/cat", "cat"],
+    ),
+    Way("engine dies once", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=["cat"], deaths=1),
+    Way("engine dies for good", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], deaths=99),
+    Way("steps down", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"], falls_back=True),
+    Way("cancelled", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], prepare=cancel_it),
+    Way(
+        "three in a row",
+        {
+            "a.json": {"prompt": "a"} | JOB,
+            "b.json": b'{"prompt": "a", "prompt": "b"}',
+            "!c.json": {"prompt": "c"} | JOB,
+        },
+        done=["a", "!c"],
+        failed=["b"],
+    ),
+]
+
+
+class House:
+    """A darkroom on a fast file system, made anew for each crash."""
+
+    def __init__(self, way: Way, base: Path) -> None:
+        self.way = way
+        self.darkroom = Darkroom(Path(tempfile.mkdtemp(dir=base)))
+        for name, content in way.files.items():
+            self.darkroom.drop(name, content)
+        self.contents = sorted(
+            hashlib.sha256((self.darkroom.inbox / name).read_bytes()).hexdigest() for name in way.files
+        )
+        self.engine = Engine(self.darkroom, deaths=way.deaths, falls_back=way.falls_back)
+        if way.prepare is not None:
+            way.prepare(self.darkroom)
+
+    def run(self, disk: Disk) -> bool:
+        """Returns whether it came to its end."""
+        loop = self.darkroom.loop(self.engine, disk, once=True)
+        try:
+            loop.run()
+        except Crash:
+            return False
+        finally:  # what the kernel does when a process is gone
+            loop.guard.stop()
+            loop.spool.close()
+            loop.waker.close()
+        return True
+
+    def requests(self) -> dict[str, list[Path]]:
+        """Where each dropped content lies now."""
+        found: dict[str, list[Path]] = {}
+        for folder in ("inbox", "working", "done", "failed"):
+            for path in (self.darkroom.root / folder).rglob("*.json"):
+                is_request = path.name == "request.json" if folder != "inbox" else not path.name.startswith(".")
+                if is_request:
+                    found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path)
+        return found
+
+    def hold_to_the_promise(self) -> None:
+        """At every instant: each job in exactly one place, what is published whole."""
+        found = self.requests()
+        assert sorted(found) == self.contents
+        assert all(len(paths) == 1 for paths in found.values()), found
+        for base in (self.darkroom.done, self.darkroom.failed):
+            for request in base.rglob("request.json"):
+                folder = request.parent
+                result = json.loads((folder / "result.json").read_bytes())
+                assert folder.relative_to(base).as_posix() == result["name"]
+                assert (folder / "error.json").exists() == (base == self.darkroom.failed)
+                for picture in result["pictures"]:
+                    data = (folder / picture["file"]).read_bytes()
+                    assert hashlib.sha256(data).hexdigest() == picture["sha256"]
+
+    def finished(self) -> dict[tuple[str, int], tuple[int, str]]:
+        """Pictures that are finished, in ``working/`` or published: name and inode to time written and content."""
+        return {
+            (path.name, path.stat().st_ino): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in self.darkroom.root.rglob("*.png")
+            if not path.name.startswith(".")
+        }
+
+    def hold_to_the_end(self) -> None:
+        """After a restart: every job has the verdict it should, once, and nothing else lies about."""
+        self.hold_to_the_promise()
+        found = {path.relative_to(self.darkroom.root).parent.as_posix() for (path,) in self.requests().values()}
+        wanted = {f"done/{name}" for name in self.way.done} | {f"failed/{name}" for name in self.way.failed}
+        assert found == wanted
+        assert self.darkroom.names("working") == []
+        for name in self.way.done:
+            result = self.darkroom.result(name)
+            assert len(result["pictures"]) == result["job"]["count"]
+            seeds = [picture["seed"] for picture in result["pictures"]]
+            assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+            left = {path.name for path in (self.darkroom.done / name).iterdir()}
+            pictures = {picture["file"] for picture in result["pictures"]}
+            assert left == pictures | {"request.json", "result.json", "log.jsonl"}
+
+    def remove(self) -> None:
+        shutil.rmtree(self.darkroom.root)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    """A RAM disk where there is one: the order of the calls is tested, not the disk."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path, prefix="darkroom-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def calls_of(way: Way, base: Path) -> int:
+    house = House(way, base)
+    disk = Disk()
+    assert house.run(disk)
+    house.hold_to_the_end()
+    house.remove()
+    return disk.calls
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_a_crash_at_any_call_loses_nothing_and_doubles_nothing(way: Way, base: Path) -> None:
+    points = calls_of(way, base)
+    for at in range(1, points + 1):
+        house = House(way, base)
+        assert not house.run(CrashingDisk(at)), f"call {at} of {points} was not reached"
+        house.hold_to_the_promise()
+        before = house.finished()
+        assert house.run(Disk())
+        house.hold_to_the_end()
+        after = house.finished()
+        assert before.items() <= after.items(), f"crash at call {at}: a finished picture was made again"
+        house.remove()
+    print(f"{way.name}: {points} crash points")
+
+
+@pytest.mark.parametrize("way", [WAYS[1], WAYS[5], WAYS[8]], ids=lambda way: way.name)
+def test_a_crash_in_the_recovery_from_a_crash_loses_nothing(way: Way, base: Path) -> None:
+    points = calls_of(way, base)
+    pairs = 0
+    for first in range(1, points + 1, 4):
+        second = 1
+        while True:
+            house = House(way, base)
+            assert not house.run(CrashingDisk(first))
+            ended = house.run(CrashingDisk(second))
+            house.hold_to_the_promise()
+            assert house.run(Disk())
+            house.hold_to_the_end()
+            house.remove()
+            pairs += 1
+            if ended:
+                break
+            second += 3
+    print(f"{way.name}: {pairs} pairs of crash points")
