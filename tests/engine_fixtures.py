@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from engine_models import make_config, save_tiny

@@ -11,7 +11,7 @@ from darkroom.engine.render import Engine
 from darkroom.events import Event, Fallback, Picture, Step, Warned
 from darkroom.job import Job
 
-WORDS = "red blue green circle square house on a the sky".split()
+WORDS = ["red", "blue", "green", "circle", "square", "house", "on", "a", "the", "sky"]
 
 
 def make_config(cache: Path, models: dict[str, Path], **settings: Any) -> Config:

@@ -5,6 +5,7 @@ Fault 56. Nothing lost, nothing twice, nothing half; finished pictures are not m
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,6 +130,7 @@ class House:
 
     def __init__(self, way: Way, base: Path) -> None:
         self.way = way
+        self.impatient = False
         self.darkroom = Darkroom(Path(tempfile.mkdtemp(dir=base)))
         for name, content in way.files.items():
             self.darkroom.drop(name, content)
@@ -142,6 +144,8 @@ class House:
     def run(self, disk: Disk) -> bool:
         """Returns whether it came to its end."""
         loop = self.darkroom.loop(self.engine, disk, once=True)
+        if self.impatient:
+            loop.first_pause_s = 0.001
         try:
             loop.run()
         except Crash:
@@ -258,3 +262,30 @@ def test_a_crash_in_the_recovery_from_a_crash_loses_nothing(way: Way, base: Path
                 break
             second += 3
     print(f"{way.name}: {pairs} pairs of crash points")
+
+
+ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE]
+
+
+class FailingDisk(Disk):
+    """Refuses call ``at`` and the ``more`` after it, then is well again."""
+
+    def __init__(self, at: int, number: int, more: int = 0) -> None:
+        def observe(call: Call) -> None:
+            if at <= call.number <= at + more:
+                raise OSError(number, os.strerror(number), str(call.path))
+
+        super().__init__(observe)
+
+
+@pytest.mark.parametrize("way", [WAYS[1], WAYS[2], WAYS[5], WAYS[7], WAYS[9]], ids=lambda way: way.name)
+def test_an_error_of_the_disk_at_any_call_is_waited_out_and_blamed_on_no_job(way: Way, base: Path) -> None:
+    """Faults 48, 49."""
+    points = calls_of(way, base)
+    for at in range(1, points + 1):
+        house = House(way, base)
+        house.impatient = True
+        assert house.run(FailingDisk(at, ERRORS[at % len(ERRORS)], more=at % 3)), f"call {at}"
+        house.hold_to_the_end()
+        house.remove()
+    print(f"{way.name}: an error at each of {points} calls")

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from darkroom.config import Config
 from darkroom.engine.models import Models, Pipeline
 from darkroom.engine.prompt import encode, split
 from darkroom.errors import RenderFailed
 from engine_models import make_job
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -70,9 +71,7 @@ def test_clip_skip_reads_an_earlier_layer_and_normalises_it(sd: Pipeline) -> Non
 
 
 def test_clip_skip_of_sdxl_counts_from_the_last_layer_though_it_reads_the_one_before(sdxl: Pipeline) -> None:
-    one, two, three = (
-        encode(sdxl, make_job(clip_skip=skip), guided=False).positive.tokens for skip in (1, 2, 3)
-    )
+    one, two, three = (encode(sdxl, make_job(clip_skip=skip), guided=False).positive.tokens for skip in (1, 2, 3))
     assert torch.equal(one, two)
     assert not torch.allclose(one, three, atol=1e-3)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -168,15 +169,35 @@ def test_the_third_death_is_the_last_and_the_next_job_runs(darkroom: Darkroom, t
     assert darkroom.result("good")["status"] == "done"
 
 
-def test_pictures_made_before_a_death_are_not_made_again(darkroom: Darkroom) -> None:
-    darkroom.drop("cat.json", count=3)
+def test_what_was_made_before_the_last_death_is_kept_and_the_rest_can_be_dropped_again(darkroom: Darkroom) -> None:
+    darkroom.drop("whole.json", count=5)
+    darkroom.run_once()
+    darkroom.drop("cat.json", count=5)
     darkroom.run_once(LocalExecutor(darkroom.config, "engines:CrashingAfterOnePicture"))
     error, result = darkroom.error("cat"), json.loads((darkroom.failed / "cat" / "result.json").read_bytes())
-    # Each attempt makes one picture and dies: the third leaves all three, but the engine has died three times.
     assert error["reason"] == "engine-died"
     assert error["status"] == result["status"] == "partial"
-    assert [record["seed"] for record in result["pictures"]] == [7, 8, 9]
-    assert darkroom.log.events().count("picture.saved") == 3
+    assert [record["seed"] for record in result["pictures"]] == [7, 8, 9]  # one for each attempt, none made twice
+    assert darkroom.log.events().count("picture.saved") == 5 + 3
+
+    darkroom.drop("rest.json", (darkroom.failed / "cat" / "retry.json").read_bytes())
+    darkroom.run_once()
+    made = result["pictures"] + darkroom.result("rest")["pictures"]
+    assert [record["sha256"] for record in made] == [
+        record["sha256"] for record in darkroom.result("whole")["pictures"]
+    ]
+
+
+def test_a_job_whose_folder_somebody_removed_is_dropped_and_the_next_one_runs(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", num_inference_steps=20)
+    darkroom.drop("dog.json", num_inference_steps=1)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
+        until(lambda: "model.loaded" in darkroom.log.events())
+        (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
+        shutil.rmtree(folder)
+        until((darkroom.done / "dog" / "result.json").exists)
+    assert "job.vanished" in darkroom.log.events()
+    assert darkroom.names("done") == ["dog"]
 
 
 def test_a_hung_engine_is_a_verdict_of_its_own(darkroom: Darkroom) -> None:
@@ -222,8 +243,7 @@ def test_a_disk_that_fills_up_pauses_and_goes_on_by_itself(darkroom: Darkroom, n
 
     for number in range(4):
         darkroom.drop(f"cat{number}.json", count=2)
-    loop = darkroom.loop(disk=Disk(full), once=True)
-    loop._backoff = 0.01
+    loop = darkroom.loop(disk=Disk(full), once=True, first_pause_s=0.01)
     loop.run()
     assert trouble == 2
     assert (loop.work.done, loop.work.failed) == (4, 0)

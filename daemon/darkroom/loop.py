@@ -21,6 +21,9 @@ from darkroom.work import Viewer, Work
 
 T = TypeVar("T")
 
+TROUBLE = (StorageTrouble, OSError)
+"""Whatever the disk refuses is the machine's fault, never the job's."""
+
 REFUSE_BUDGET_S = 0.02
 """How long one tick may look at new files."""
 
@@ -40,6 +43,8 @@ class Loop:
     waker: Waker = field(default_factory=Waker)
     viewer: Viewer | None = None
     once: bool = False
+    first_pause_s: float = 1.0
+    """How long the first wait for a disk in trouble is; each is twice the one before, up to half a minute."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -72,13 +77,16 @@ class Loop:
         self._recovered = False
         self._trouble: str | None = None
         self._retry_at = 0.0
-        self._backoff = 1.0
+        self._pause_s = 0.0
 
     # The story
 
     def run(self) -> None:
         """Work until stopped, or with ``once`` until nothing is left. Raises ConfigError, SpoolInUse."""
-        self.spool.open()
+        try:
+            self._insist(self.spool.open)
+        except Stopped:
+            return
         try:
             self.startup()
             self.main_loop()
@@ -134,7 +142,7 @@ class Loop:
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
                     self._refuse(arrival)
-            except StorageTrouble as trouble:
+            except TROUBLE as trouble:
                 self._pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
@@ -150,7 +158,7 @@ class Loop:
                 self._claimed.extend(self.spool.recover())
                 self._recovered = True
             ticket = self._claimed.popleft() if self._claimed else self._claim_next()
-        except StorageTrouble as trouble:
+        except TROUBLE as trouble:
             self._pause(trouble)
             return None
         self._end_of_trouble()
@@ -197,8 +205,11 @@ class Loop:
         self._turn("working")
         try:
             self.work.do(ticket)
-        except StorageTrouble as trouble:
-            self._pause(trouble)
+        except TROUBLE as trouble:
+            if ticket.folder.exists():
+                self._pause(trouble)
+            else:
+                self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
         except Stopped:
             self.logger.info("job.interrupted", id=ticket.id)
         finally:
@@ -217,7 +228,7 @@ class Loop:
 
     def _sleep(self) -> None:
         if self._trouble or self.guard.trouble:
-            self.waker.wait(TROUBLE_SLEEP_S)
+            self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
         else:
             self.waker.wait(min(self.intake.wait_s(), LONGEST_SLEEP_S))
 
@@ -235,29 +246,33 @@ class Loop:
     def _in_trouble(self) -> bool:
         return self._trouble is not None and self.clock() < self._retry_at
 
-    def _pause(self, trouble: StorageTrouble) -> None:
-        """Wait longer each time; what was claimed is found again on the disk, which is the truth."""
-        if self._trouble != trouble.message:
-            self.logger.error("spool.trouble", why=trouble.message)
-        self._trouble = trouble.message
-        self._retry_at = self.clock() + self._backoff
-        self._backoff = min(2 * self._backoff, LONGEST_PAUSE_S)
+    def _pause(self, trouble: StorageTrouble | OSError) -> None:
+        """Wait longer each time. What was claimed, and what was about to be, is found again on the disk: the truth."""
+        why = str(trouble)
+        if self._trouble != why:
+            self.logger.error("spool.trouble", why=why)
+        self._trouble = why
+        self._pause_s = min(2 * self._pause_s or self.first_pause_s, LONGEST_PAUSE_S)
+        self._retry_at = self.clock() + self._pause_s
         self._claimed.clear()
         self._recovered = False
-        self._turn("paused", trouble.message)
+        self.intake.hint()
+        self._turn("paused", why)
 
     def _end_of_trouble(self) -> None:
         if self._trouble is not None:
             self.logger.info("spool.trouble_over", was=self._trouble)
             self._trouble = None
-            self._backoff = 1.0
+            self._pause_s = 0.0
 
     def _insist(self, operation: Callable[[], T]) -> T:
         """Do it, and after trouble with the disk again, until it is done. Raises Stopped."""
         while True:
             try:
                 value = operation()
-            except StorageTrouble as trouble:
+            except FileNotFoundError:
+                raise  # waiting brings nothing back
+            except TROUBLE as trouble:
                 self._pause(trouble)
             else:
                 self._end_of_trouble()
@@ -265,7 +280,8 @@ class Loop:
             while self._in_trouble():
                 if self.stopping:
                     raise Stopped("stopping")
-                self.tick()
+                self.notifier.watchdog()
+                self.health.write()
                 self.waker.wait(min(LONGEST_SLEEP_S, self._retry_at - self.clock()))
 
     def _turn(self, state: HealthState, why: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -156,7 +157,19 @@ class Record:
                 "traceback": error.trace,
             }
         )
-        return Verdict(result, report)
+        return Verdict(result, report, self._retry())
+
+    def _retry(self) -> bytes | None:
+        """A job file for the pictures that are missing, where others were made: dropped in, it makes just the rest.
+
+        Pictures are made in order, so what is missing is the end; were there a gap, all from its start are made again.
+        """
+        if self.state is None or not self.pictures:
+            return None
+        job = self.state.job
+        first = next(index for index in range(job.count) if index not in self.pictures)
+        rest = job.recipe() | {"seed": job.seed_of(first), "count": job.count - first}
+        return json.dumps(rest, ensure_ascii=False, indent=2).encode() + b"\n"
 
     def _timings(self) -> dict[str, float]:
         received = self.ticket.origin.ctime_ns / 1e9

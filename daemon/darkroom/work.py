@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from darkroom.errors import (
     FieldError,
     InvalidRequest,
     JobError,
+    RenderFailed,
     Stopped,
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
@@ -30,7 +32,7 @@ from darkroom.spool import Spool, State, Ticket, Verdict
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
-MAX_INTERRUPTED = 10
+MAX_INTERRUPTED = 100
 """A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
 
 
@@ -103,6 +105,11 @@ class Work:
             self._render(record)
         except (JobError, EngineDied, EngineStalled) as caught:
             error = caught
+        except (DarkroomError, OSError):
+            raise
+        except Exception as bug:
+            message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
+            error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)
 
     def _parse(self, data: bytes | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .architecture import (
     new_vae,
 )
 from .captions import NEUTRAL_PROMPTS
+from .crew import Crew, train_together
 from .grammar import NATIVE_SIZE
 from .optimizers import Optimizers, split_matrices
 from .pace import Every, Pace, best_device, held_then_linear, load_checkpoint, save_checkpoint
@@ -128,32 +130,37 @@ def stratified_timesteps(number: int) -> Tensor:
     return (shares * TRAINING_TIMESTEPS).long().clamp_(0, TRAINING_TIMESTEPS - 1)
 
 
-def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
-    """Train for so many minutes in all, resuming from ``run``; gives the averaged networks."""
+def train(pictures_folder: Path, run: Path, minutes: float, workers: int = 0) -> None:
+    """Train for so many minutes in all, resuming from ``run``; 0 workers: one for each CPU core."""
+    device = best_device()
+    state = load_checkpoint(run / CHECKPOINT_NAME, device)
+    if state is not None and state["finished"]:
+        return
+    _encode_latents(pictures_folder, run, run / "latents", device)
+    if device.type == "cuda":
+        workers = 1
+    train_together(workers or os.cpu_count() or 1, _train, pictures_folder, run, minutes)
+
+
+def _train(crew: Crew, pictures_folder: Path, run: Path, minutes: float) -> None:
     device = best_device()
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
     torch.manual_seed(2)
     networks = Networks(tokenizer).to(device)
     average = copy.deepcopy(networks).requires_grad_(False)
+    parameters = list(networks.parameters())
     optimizers = Optimizers(*trainable_split(networks), MUON_RATE, ADAM_RATE, WEIGHT_DECAY)
-    checkpoint = run / CHECKPOINT_NAME
     steps, samples, spent = 0, 0, 0.0
-    if (state := load_checkpoint(checkpoint, device)) is not None:
-        average.load_state_dict(state["average"])
-        if state["finished"]:
-            return average
+    if (state := load_checkpoint(run / CHECKPOINT_NAME, device)) is not None:
         networks.load_state_dict(state["networks"])
+        average.load_state_dict(state["average"])
         optimizers.load_state_dict(state["optimizers"])
         steps, samples, spent = state["steps"], state["samples"], state["spent"]
-    latents_folder = run / "latents"
-    _encode_latents(pictures_folder, run, latents_folder, device)
-    torch.manual_seed(2 + steps)
-    batches = Batches(
-        list(_shelves(tokenizer, pictures_folder, latents_folder)),
-        tokenizer,
-        BATCH_GPU if device.type == "cuda" else BATCH_CPU,
-        seed=2 + steps,
-    )
+    seed = 2 + steps + 1_000_003 * crew.rank
+    torch.manual_seed(seed)
+    shelves = list(_shelves(tokenizer, pictures_folder, run / "latents"))
+    batch = BATCH_GPU if device.type == "cuda" else BATCH_CPU // crew.size
+    batches = Batches(shelves, tokenizer, batch, seed)
     noising = DDPMScheduler(TRAINING_TIMESTEPS, BETA_START, BETA_END, "scaled_linear", prediction_type="v_prediction")
     noising.alphas_cumprod = noising.alphas_cumprod.to(device)
     pace, checkpoints, reports = Pace(minutes, spent), Every(120), Every(30)
@@ -161,10 +168,11 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
     def save(finished: bool) -> None:
         state: dict[str, Any] = {"networks": networks.state_dict(), "average": average.state_dict()}
         state |= {"optimizers": optimizers.state_dict(), "steps": steps, "samples": samples}
-        save_checkpoint(checkpoint, state | {"spent": pace.spent, "finished": finished})
+        save_checkpoint(run / CHECKPOINT_NAME, state | {"spent": pace.spent, "finished": finished})
 
     losses: list[float] = []
-    while not pace.over:
+    progress = pace.progress
+    while progress < 1.0:
         clean, tokens = (tensor.to(device) for tensor in batches.next())
         noise = torch.randn_like(clean)
         timesteps = stratified_timesteps(len(clean)).to(device)
@@ -174,21 +182,20 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> Networks:
             predicted = networks(noisy, timesteps, tokens)
         loss = functional.mse_loss(predicted.float(), target)
         loss.backward()
-        optimizers.step(held_then_linear(pace.progress, RATE_HOLD) * min(1.0, (steps + 1) / WARM_UP_STEPS))
+        progress = crew.agree(parameters, pace.progress)
+        optimizers.step(held_then_linear(progress, RATE_HOLD) * min(1.0, (steps + 1) / WARM_UP_STEPS))
         follow(average, networks, steps)
-        steps, samples = steps + 1, samples + len(clean)
+        steps, samples = steps + 1, samples + len(clean) * crew.size
         losses.append(loss.item())
-        if reports.due():
-            print(
-                f"unet: step {steps}, {samples} samples, {pace.spent:.0f} s, loss {np.mean(losses):.4f}",
-                flush=True,
-            )
+        if crew.leads and reports.due():
+            mean_loss = np.mean(losses)
+            print(f"unet: step {steps}, {samples} samples, {pace.spent:.0f} s, loss {mean_loss:.4f}", flush=True)
             losses.clear()
-        if checkpoints.due():
+        if crew.leads and checkpoints.due():
             save(finished=False)
-    save(finished=True)
-    print(f"unet: {steps} steps, {samples} samples, {pace.spent:.0f} s", flush=True)
-    return average
+    if crew.leads:
+        save(finished=True)
+        print(f"unet: {steps} steps, {samples} samples, {pace.spent:.0f} s", flush=True)
 
 
 def _encode_latents(pictures_folder: Path, run: Path, folder: Path, device: torch.device) -> None:
@@ -205,11 +212,9 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=70)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each CPU core")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    train(options.pictures, options.run, options.minutes)
+    train(options.pictures, options.run, options.minutes, options.workers)
 
 
 if __name__ == "__main__":

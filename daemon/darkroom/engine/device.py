@@ -196,7 +196,7 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "not enough memory",
     "bad_alloc",
-    "ALLOC_FAILED",  # of cuDNN, cuBLAS and their kin
+    "alloc_failed",  # cuDNN, cuBLAS and their kin
     "could not create a memory",  # oneDNN
     "could not create a primitive",
 )
@@ -206,7 +206,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, its libraries or Python say that there is no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def free_memory(device: torch.device) -> None:

@@ -14,6 +14,7 @@ import torch
 from darkroom.engine.memory import Vae
 from darkroom.engine.models import Pipeline
 from darkroom.engine.prompt import Conditioning
+from darkroom.engine.samplers import advance
 from darkroom.errors import RenderFailed
 from darkroom.job import Job
 
@@ -65,7 +66,7 @@ class Denoiser:
         doubled = torch.cat([latents, latents]) if self._guided else latents
         predicted: torch.Tensor = self._unet(
             doubled.to(self._dtype),
-            timestep,
+            timestep.float() if timestep.dtype == torch.float64 else timestep,  # MPS has no float64
             encoder_hidden_states=self._tokens,
             timestep_cond=self._timestep_cond,
             added_cond_kwargs=self._added,
@@ -83,7 +84,7 @@ def step(
 ) -> torch.Tensor:
     """The latents one step less noisy. ``arguments`` are the sampler's own (``samplers.step_arguments``)."""
     predicted = denoiser(scheduler.scale_model_input(latents, timestep), timestep)
-    stepped: torch.Tensor = scheduler.step(predicted, timestep, latents, **arguments, return_dict=False)[0]
+    stepped: torch.Tensor = advance(scheduler, predicted, timestep, latents, arguments)
     return stepped
 
 

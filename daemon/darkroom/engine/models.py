@@ -171,7 +171,19 @@ def _load_part(model: Model, part: str, load: Callable[..., Any], dtype: torch.d
     _read_json(model, f"{part}/config.json")
     folder = model.folder / part
     variant = _variant(model, folder, dtype)
-    loaded = load(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
+    loaded, report = load(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        variant=variant,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:  # the libraries would fill them with random numbers
+        raise ModelUnavailable(
+            f'The model "{model.name}" is damaged: the weights in {folder} lack {len(report["missing_keys"])} tensors '
+            f"that its config.json asks for, among them {sorted(report['missing_keys'])[0]}"
+        )
     return loaded.eval().requires_grad_(False)
 
 

@@ -8,7 +8,9 @@ change the pictures.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,8 +94,9 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     options = known | _SCHEDULES[schedule] | dict(recipe.options)
     if steps == 1:  # all schedules but this one would take the last step, not the first
         options = known | dict(recipe.options) | _SCHEDULES["sgm_uniform"]
-    scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
-    _set_timesteps(scheduler, recipe, schedule, steps)
+    with _numpy_quiet():
+        scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
+        _set_timesteps(scheduler, recipe, schedule, steps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
     return scheduler
@@ -111,9 +114,22 @@ def _set_timesteps(scheduler: Any, recipe: _Recipe, schedule: str, steps: int) -
 
 
 def step_arguments(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
-    """What ``scheduler.step`` takes besides the usual: the pictures' generators, where it makes noise."""
-    step: Callable[..., Any] = scheduler.step
-    return {"generator": generators} if "generator" in inspect.signature(step).parameters else {}
+    """What ``advance`` hands to the scheduler: the pictures' generators, where it makes noise."""
+    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
+def advance(scheduler: Any, predicted: Any, timestep: Any, latents: Any, arguments: Mapping[str, Any]) -> Any:
+    """The latents after one step, given what the model predicted for them at ``timestep``."""
+    with _numpy_quiet():
+        return scheduler.step(predicted, timestep, latents, **arguments, return_dict=False)[0]
+
+
+@contextmanager
+def _numpy_quiet() -> Iterator[None]:
+    """Some schedulers hand tensors to numpy in a way that numpy 2 warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array", category=DeprecationWarning)
+        yield
 
 
 def _lms() -> type:

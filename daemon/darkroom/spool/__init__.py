@@ -1,7 +1,7 @@
 """The spool: folders that are the queue. SPOOL's promise is kept here: no job lost, none twice, nothing half."""
 
 from darkroom.spool.disk import Call, Disk
-from darkroom.spool.inbox import Arrival, Fingerprint, Oddity, fingerprint, read
+from darkroom.spool.inbox import Arrival, Fingerprint, Oddity, fingerprint, is_candidate, look_at, read, walk
 from darkroom.spool.lock import holder, is_held
 from darkroom.spool.names import is_plain, new_id, published_name, slug
 from darkroom.spool.spool import PAUSE, Spool, Verdict
@@ -20,11 +20,14 @@ __all__ = [
     "Verdict",
     "fingerprint",
     "holder",
+    "is_candidate",
     "is_held",
     "is_plain",
+    "look_at",
     "new_id",
     "published_name",
     "read",
     "slug",
     "timestamp",
+    "walk",
 ]

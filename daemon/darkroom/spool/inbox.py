@@ -52,14 +52,17 @@ class Oddity:
     why: str
 
 
-def look(inbox: Path, window: int) -> Iterator[Arrival | Oddity]:
-    """Everything in the inbox and its sub-folders but temporaries: up to ``window`` arrivals, and the urgent ones.
+def walk(inbox: Path) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
+    """Everything in the inbox and its sub-folders but temporaries, by names alone: no file is looked at.
 
     Raises OSError where the inbox itself cannot be read; a sub-folder that cannot is an Oddity.
     """
     folders = [("", inbox, 0)]
     while folders:
         prefix, folder, depth = folders.pop()
+        if depth > MAX_FOLDER_DEPTH:
+            yield Oddity(prefix.rstrip("/"), folder, "folders are too deep here")
+            continue
         try:
             entries = os.scandir(folder)
         except OSError as error:
@@ -71,50 +74,51 @@ def look(inbox: Path, window: int) -> Iterator[Arrival | Oddity]:
             for entry in entries:
                 if is_temporary(entry.name):
                     continue
-                name = prefix + entry.name
-                if window <= 0 and not is_urgent(name) and not entry.is_dir(follow_symlinks=False):
-                    continue
-                found = _classify(name, entry, depth)
-                if isinstance(found, Arrival):
-                    window -= 1
-                if found is not None:
-                    yield found
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append((f"{name}/", Path(entry.path), depth + 1))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((f"{prefix}{entry.name}/", Path(entry.path), depth + 1))
+                else:
+                    yield prefix + entry.name, entry
+
+
+def is_candidate(entry: os.DirEntry[str]) -> bool:
+    """Whether this may be a job, by its name and type alone."""
+    return is_job(entry.name) and entry.is_file(follow_symlinks=False) and not is_conflict_copy(entry.name)
+
+
+def look(inbox: Path) -> Iterator[Arrival | Oddity]:
+    """Everything in the inbox, each looked at. Raises OSError as ``walk``."""
+    for found in walk(inbox):
+        if isinstance(found, Oddity):
+            yield found
+        elif (known := look_at(found[0], Path(found[1].path))) is not None:
+            yield known
 
 
 def count(inbox: Path) -> int:
     """How many files wait, by their names alone. Raises OSError where the inbox cannot be read."""
-    total = 0
-    with os.scandir(inbox) as entries:
-        for entry in entries:
-            if is_temporary(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                total += count(Path(entry.path))
-            elif is_job(entry.name) and not is_conflict_copy(entry.name) and entry.is_file(follow_symlinks=False):
-                total += 1
-    return total
+    return sum(not isinstance(found, Oddity) and is_candidate(found[1]) for found in walk(inbox))
 
 
-def _classify(name: str, entry: os.DirEntry[str], depth: int) -> Arrival | Oddity | None:
-    """What an entry is; None for a folder to look into and for a file that vanished meanwhile."""
-    path = Path(entry.path)
+def look_at(name: str, path: Path) -> Arrival | Oddity | None:
+    """What lies at ``path``; None for a folder, for a temporary, and for what vanished meanwhile."""
+    leaf = path.name
+    if is_temporary(leaf):
+        return None
     try:
-        status = entry.stat(follow_symlinks=False)
+        status = path.lstat()
     except FileNotFoundError:
         return None
     except OSError as error:
         return Oddity(name, path, f"it cannot be looked at: {error.strerror}")
     if stat.S_ISDIR(status.st_mode):
-        return Oddity(name, path, "folders are too deep here") if depth + 1 > MAX_FOLDER_DEPTH else None
+        return None
     if stat.S_ISLNK(status.st_mode):
         return Oddity(name, path, "it is a symbolic link; links are never followed: copy the file itself")
     if not stat.S_ISREG(status.st_mode):
         return Oddity(name, path, "it is not a regular file")
-    if is_conflict_copy(entry.name):
+    if is_conflict_copy(leaf):
         return Oddity(name, path, "it is a synchroniser's conflict copy; rename it to run it, or delete it")
-    if not is_job(entry.name):
+    if not is_job(leaf):
         return Oddity(name, path, "it is not a job: jobs are *.json files")
     return Arrival(name, path, Fingerprint.of(status))
 

@@ -36,7 +36,7 @@ def is_temporary(name: str) -> bool:
 
 def is_conflict_copy(name: str) -> bool:
     """Whether a synchroniser made this copy because two versions met: left alone and reported, never run."""
-    return _CONFLICT.search(name) is not None
+    return "conf" in name.lower() and _CONFLICT.search(name) is not None
 
 
 def is_job(name: str) -> bool:

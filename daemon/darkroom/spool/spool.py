@@ -27,6 +27,7 @@ from darkroom.spool.ticket import (
     PROGRESS,
     REQUEST,
     RESULT,
+    RETRY,
     STATE,
     Origin,
     Ticket,
@@ -34,16 +35,15 @@ from darkroom.spool.ticket import (
 
 PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
-WINDOW = 20_000
-"""How many waiting files are kept in order; beyond that, by windows."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a job ended: ``error`` is None for one that is done."""
+    """How a job ended: ``error`` is None for one that is done. ``retry`` is a job file for the pictures not made."""
 
     result: Result
     error: ErrorReport | None = None
+    retry: bytes | None = None
 
 
 class Spool:
@@ -149,7 +149,7 @@ class Spool:
 
     def pending(self) -> Iterator[Arrival | Oddity]:
         """What lies in the inbox, in no order. Raises OSError where it cannot be read."""
-        return inbox_folder.look(self.inbox, WINDOW)
+        return inbox_folder.look(self.inbox)
 
     def waiting(self) -> int:
         """How many files lie in the inbox, by their names. Raises OSError where it cannot be read."""
@@ -285,6 +285,8 @@ class Spool:
 
         Changes to one folder become durable in their order, so one fsync serves the rename and the removals after it.
         """
+        if verdict.retry is not None:
+            self.disk.replace(folder / RETRY, verdict.retry)
         if verdict.error is not None:
             self.disk.replace(folder / ERROR, _pretty(verdict.error))
         result = verdict.result.model_copy(update={"name": name})

@@ -1,0 +1,135 @@
+"""The device, and the number format that is chosen once for a machine and a size of model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from darkroom.config import EngineSettings
+from darkroom.engine import device
+from darkroom.engine.device import Workload, choose_device, choose_dtype, describe, is_out_of_memory
+from darkroom.errors import ConfigError
+
+CPU = torch.device("cpu")
+SMALL = Workload(channels=8, side=4)
+
+
+def settings(folder: Path, **fields: Any) -> EngineSettings:
+    return EngineSettings(cache_dir=folder / "cache", **fields)
+
+
+def remembered(folder: Path) -> dict[str, str]:
+    content: dict[str, str] = json.loads((folder / "cache/dtype.json").read_text())
+    return content
+
+
+def test_the_dtype_that_is_configured_is_taken_unmeasured(tmp_path: Path) -> None:
+    assert choose_dtype(settings(tmp_path, dtype="bfloat16"), CPU) is torch.bfloat16
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_gpu_gets_float16(tmp_path: Path) -> None:
+    assert choose_dtype(settings(tmp_path), torch.device("cuda")) is torch.float16
+
+
+def test_the_choice_for_a_cpu_is_measured_once_and_kept(tmp_path: Path) -> None:
+    first = choose_dtype(settings(tmp_path), CPU, SMALL)
+    (key, chosen) = next(iter(remembered(tmp_path).items()))
+    assert getattr(torch, chosen) is first
+    other = "float32" if chosen == "bfloat16" else "bfloat16"
+    (tmp_path / "cache/dtype.json").write_text(json.dumps({key: other}))
+    assert choose_dtype(settings(tmp_path), CPU, SMALL) is getattr(torch, other)
+
+
+def test_models_of_another_size_are_measured_by_themselves(tmp_path: Path) -> None:
+    choose_dtype(settings(tmp_path), CPU, SMALL)
+    choose_dtype(settings(tmp_path), CPU, Workload(channels=16, side=4))
+    assert len(remembered(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"x": 1}'])
+def test_a_damaged_memory_is_measured_anew(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/dtype.json").write_bytes(damage)
+    choose_dtype(settings(tmp_path), CPU, SMALL)
+    assert set(remembered(tmp_path).values()) <= {"float32", "bfloat16", 1}
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["dtype.json"]
+
+
+def test_what_cannot_be_remembered_is_not_chosen(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    assert choose_dtype(settings(tmp_path), CPU, Workload(channels=640, side=16)) is torch.float32
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert device.cache_dir(EngineSettings()) == tmp_path / "darkroom"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert device.cache_dir(EngineSettings()) == tmp_path / ".cache/darkroom"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_a_mistake_in_the_config() -> None:
+    with pytest.raises(ConfigError, match=r'device = "cuda:1", but torch finds no such device'):
+        choose_device(EngineSettings(device="cuda:1"))
+    assert choose_device(EngineSettings()).type in ("cpu", "mps")
+
+
+def test_a_person_is_told_the_processor_and_the_format() -> None:
+    text = describe(CPU, torch.float32)
+    assert text.startswith("cpu ")
+    assert text.endswith(f" ×{os.cpu_count()}, float32")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_the_ways_to_say_that_memory_is_out_are_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory() -> None:
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), OSError(5)):
+        assert not is_out_of_memory(error)
+
+
+def test_a_real_allocation_that_is_too_large_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
+
+
+def test_as_a_command_it_prints_one_line_of_json(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "DARKROOM_ENGINE__DEVICE": "cpu",
+        "DARKROOM_ENGINE__CACHE_DIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "darkroom.engine.device"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    facts = json.loads(told)
+    assert told.count("\n") == 1
+    assert set(facts) == {"device", "dtype", "name", "memory_bytes", "versions"}
+    assert facts["device"] == "cpu"
+    assert facts["dtype"] in ("float32", "bfloat16")
+    assert facts["memory_bytes"] > 1 << 28
+    assert facts["versions"]["torch"] == torch.__version__

@@ -1,0 +1,420 @@
+"""The engine as its executor sees it: events, equal pictures, stopping, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from darkroom.config import Config
+from darkroom.engine.models import Models, Pipeline
+from darkroom.engine.render import Engine
+from darkroom.errors import ModelUnavailable, OutOfMemory, RenderFailed, Stopped
+from darkroom.events import Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.sampling import SAMPLERS
+from engine_models import fallbacks, make_config, make_job, pictures, render, steps, warned
+from PIL import Image
+
+pytest_plugins = ("engine_fixtures",)
+
+
+def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
+
+
+def loaded(engine: Engine, name: str) -> Pipeline:
+    """The engine's own pipeline, so that a test can put a failing part into it."""
+    models: Models = engine._models
+    return models.get(name)[0]
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_a_job_goes_from_loaded_over_its_steps_and_pictures_to_finished(engine: Engine) -> None:
+    events = render(engine, make_job(count=2, num_inference_steps=3))
+    kinds = [type(event) for event in events]
+    assert kinds == [Loaded, Step, Step, Step, Picture, Step, Step, Step, Picture, Finished]
+    assert steps(events)[:3] == [Step(0, 1, 1, 3), Step(0, 1, 2, 3), Step(0, 1, 3, 3)]
+    assert [(event.index, event.seed) for event in events if isinstance(event, Picture)] == [(0, 7), (1, 8)]
+    first, last = events[0], events[-1]
+    assert isinstance(first, Loaded)
+    assert first.seconds > 0
+    assert first.device.endswith(", float32")
+    assert set(first.versions) == {"torch", "diffusers", "transformers"}
+    assert isinstance(last, Finished)
+    assert set(last.seconds) == {"encode", "denoise", "decode", "save"}
+    assert all(seconds > 0 for seconds in last.seconds.values())
+
+
+@pytest.mark.parametrize(("output_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_a_picture_has_the_size_and_the_format_that_were_asked_for(
+    engine: Engine, output_format: str, extension: str
+) -> None:
+    job = make_job(width=72, height=128, output_format=output_format, num_inference_steps=1)
+    picture = next(event for event in render(engine, job) if isinstance(event, Picture))
+    assert (picture.width, picture.height, picture.extension) == (72, 128, extension)
+    assert Image.open(io.BytesIO(picture.data)).size == (72, 128)
+
+
+def test_the_second_job_finds_its_model_loaded(engine: Engine) -> None:
+    render(engine, make_job(num_inference_steps=1))
+    event = render(engine, make_job(num_inference_steps=1))[0]
+    assert isinstance(event, Loaded)
+    assert event.seconds == 0.0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_makes_a_picture_and_counts_its_steps(engine: Engine, name: str) -> None:
+    events = render(engine, make_job(sampler=name, schedule=SAMPLERS[name].automatic, num_inference_steps=4))
+    counted = [event.step for event in steps(events)]
+    assert counted == sorted(counted)
+    assert (counted[0], counted[-1], set(counted)) == (1, 4, {1, 2, 3, 4})
+    assert pixels(pictures(events)[0]).std() > 0
+
+
+@pytest.mark.parametrize(("model", "kind"), [("sd", "StableDiffusionPipeline"), ("sdxl", "StableDiffusionXLPipeline")])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_the_picture_is_the_one_that_diffusers_own_pipeline_makes(
+    model: str, kind: str, guidance_scale: float, config: Config, engine: Engine
+) -> None:
+    import diffusers
+
+    job = make_job(model=model, guidance_scale=guidance_scale, width=64, height=96, num_inference_steps=4)
+    diffusers.utils.logging.disable_progress_bar()
+    theirs = getattr(diffusers, kind).from_pretrained(config.models.named[model].path, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = diffusers.EulerDiscreteScheduler.from_config(
+        theirs.scheduler.config, timestep_spacing="linspace"
+    )
+    expected = theirs(
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        num_inference_steps=4,
+        guidance_scale=guidance_scale,
+        height=96,
+        width=64,
+        generator=torch.Generator().manual_seed(job.seed),
+    ).images[0]
+    difference = np.abs(pixels(pictures(render(engine, job))[0]) - np.asarray(expected).astype(np.int16))
+    assert difference.max() <= 1
+
+
+def test_guidance_of_one_has_no_use_for_the_negative_prompt(engine: Engine) -> None:
+    one, other, guided = (
+        pictures(render(engine, make_job(negative_prompt=negative, guidance_scale=scale)))[0]
+        for negative, scale in (("house", 1.0), ("green", 1.0), ("green", 5.0))
+    )
+    assert np.array_equal(pixels(one), pixels(other))
+    assert not np.array_equal(pixels(one), pixels(guided))
+
+
+def test_a_prompt_that_is_cut_is_a_warning(engine: Engine) -> None:
+    job = make_job(prompt="red " * 75 + "circle", long_prompt="truncate", num_inference_steps=1)
+    (warning,) = warned(render(engine, job))
+    assert isinstance(warning, Warned)
+    assert (warning.code, warning.detail) == ("prompt_truncated", "circle")
+
+
+# ---------------------------------------------------------------- the same again
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ 2M", "Euler a", "DPM++ 2M SDE"])
+def test_the_same_job_gives_the_same_bytes_whatever_was_skipped(config: Config, sampler: str) -> None:
+    job = make_job(sampler=sampler, schedule=SAMPLERS[sampler].automatic, count=3, num_inference_steps=3)
+    whole = pictures(render(Engine(config), job))
+    resumed = pictures(render(Engine(config), job, skip={0, 2}))
+    assert set(resumed) == {1}
+    assert resumed[1] == whole[1]
+    alone = pictures(render(Engine(config), make_job(**{**job.model_dump(), "seed": 9, "count": 1})))
+    assert np.array_equal(pixels(alone[0]), pixels(whole[2]))
+
+
+def test_the_largest_seed_is_followed_by_zero(engine: Engine) -> None:
+    events = render(engine, make_job(seed=2**64 - 1, count=2, num_inference_steps=1))
+    assert [event.seed for event in events if isinstance(event, Picture)] == [2**64 - 1, 0]
+
+
+def test_nothing_missing_is_nothing_done(engine: Engine) -> None:
+    events = render(engine, make_job(count=2), skip={0, 1})
+    assert [type(event) for event in events] == [Loaded, Finished]
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    left = iter([False] * calls)
+    return lambda: next(left, True)
+
+
+def test_it_stops_before_the_next_step_and_can_go_on(engine: Engine) -> None:
+    job = make_job(count=2, num_inference_steps=4)
+    events = []
+    stopped_at = 0
+    with pytest.raises(Stopped):
+        for event in engine.render(job, frozenset(), lambda: stopped_at > 0):
+            events.append(event)
+            stopped_at += isinstance(event, Step) and event.first == 1 and event.step == 2
+    assert len(steps(events)) == 6
+    assert len(pictures(events)) == 1
+    assert pictures(render(engine, job, skip={0}))[1] == pictures(render(engine, job))[1]
+
+
+@pytest.mark.parametrize("calls", range(5))
+def test_it_can_be_stopped_at_every_turn(engine: Engine, calls: int) -> None:
+    with pytest.raises(Stopped):
+        list(engine.render(make_job(num_inference_steps=2), frozenset(), stop_after(calls)))
+
+
+def test_a_generator_that_is_closed_leaves_the_engine_usable(engine: Engine) -> None:
+    stream = engine.render(make_job(), frozenset(), lambda: False)
+    assert any(isinstance(event, Step) for event in stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert pictures(render(engine, make_job()))
+
+
+# ---------------------------------------------------------------- failing
+
+
+def test_a_model_that_is_nowhere_is_the_jobs_fault(engine: Engine) -> None:
+    with pytest.raises(ModelUnavailable, match='no model "other"'):
+        render(engine, make_job(model="other"))
+
+
+class Failing(torch.nn.Module):
+    """Stands for a part of a pipeline; raises what it is given, as often as it is told, then works."""
+
+    def __init__(self, part: Any, error: Exception, times: int = 1_000_000, when: Callable[[Any], bool] = bool) -> None:
+        super().__init__()
+        self.part = part
+        self.error = error
+        self.times = times
+        self.calls: list[tuple[int, ...]] = []
+        self.config = part.config
+        self.dtype = part.dtype
+
+    def _fail(self, sample: torch.Tensor) -> None:
+        self.calls.append(tuple(sample.shape))
+        if self.times > 0:
+            self.times -= 1
+            raise self.error
+
+    def forward(self, sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        self._fail(sample)
+        return self.part(sample, *arguments, **options)
+
+    def decode(self, sample: torch.Tensor) -> Any:
+        self._fail(sample)
+        return self.part.decode(sample)
+
+
+class Constant(torch.nn.Module):
+    """A VAE that decodes everything to one number, until it is asked in float32."""
+
+    def __init__(self, vae: Any, value: float, cured: bool) -> None:
+        super().__init__()
+        self.vae = vae
+        self.value = value
+        self.cured = cured
+        self.config = vae.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.vae.dtype
+        return dtype
+
+    def decode(self, sample: torch.Tensor) -> Any:
+        decoded = self.vae.decode(sample)
+        if not (self.cured and sample.dtype == torch.float32):
+            decoded.sample = torch.full_like(decoded.sample, self.value)
+        return decoded
+
+
+def no_memory() -> Exception:
+    return RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.\nmore\nlines")
+
+
+def test_an_unknown_exception_is_render_failed_with_its_trace(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    pipeline.unet = Failing(pipeline.unet, ValueError("the shutter is stuck"))
+    with pytest.raises(RenderFailed, match="ValueError: the shutter is stuck") as raised:
+        render(engine, make_job())
+    assert raised.value.trace is not None
+    assert "Traceback" in raised.value.trace
+
+
+def test_numbers_out_of_range_are_an_error_that_names_the_remedy(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(RenderFailed, match='set \\[engine\\] dtype = "bfloat16" or "float32"'):
+        render(engine, make_job())
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_a_black_picture_is_decoded_again_in_float32(
+    value: float, tmp_path: Path, tiny_sd: Path
+) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd}, dtype="bfloat16"))
+    pipeline = loaded(engine, "sd")
+    pipeline.vae = Constant(pipeline.vae, value, cured=True)
+    assert pixels(pictures(render(engine, make_job()))[0]).std() > 0
+    assert pipeline.vae.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_a_picture_that_stays_black_is_an_error(value: float, engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    pipeline.vae = Constant(pipeline.vae, value, cured=False)
+    with pytest.raises(RenderFailed, match="came out all black"):
+        render(engine, make_job())
+
+
+def test_a_size_that_is_no_multiple_of_the_latents_is_refused(engine: Engine) -> None:
+    with pytest.raises(RenderFailed, match="multiples of 8"):
+        render(engine, make_job(width=68))
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+def test_a_decoding_that_does_not_fit_is_tried_in_tiles_and_denoised_only_once(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    pipeline.vae = Failing(pipeline.vae, no_memory(), times=1)
+    events = render(engine, make_job(num_inference_steps=3))
+    (fallback,) = fallbacks(events)
+    assert (fallback.rung, fallback.lossless, fallback.changes) == ("tiled_vae", True, {})
+    assert fallback.because == "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+    assert fallback.memory_before is not None
+    assert fallback.memory_after is not None
+    assert len(steps(events)) == 3
+    assert set(pictures(events)) == {0}
+
+
+def test_when_nothing_else_helps_the_picture_is_made_smaller_and_its_recipe_says_so(
+    tmp_path: Path, tiny_sd: Path
+) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd}))
+    pipeline = loaded(engine, "sd")
+    unet = pipeline.unet
+    pipeline.unet = Failing(unet, no_memory(), times=2)
+    events = render(engine, make_job(width=128, height=96, num_inference_steps=2))
+    assert [(step.rung, step.changes) for step in fallbacks(events)] == [
+        ("tiled_vae", {}),
+        ("smaller_picture", {"width": 96, "height": 72}),
+    ]
+    picture = next(event for event in events if isinstance(event, Picture))
+    assert (picture.width, picture.height) == (96, 72)
+    image = Image.open(io.BytesIO(picture.data))
+    assert image.size == (96, 72)
+    recipe = json.loads(image.info["darkroom"])
+    assert (recipe["width"], recipe["height"]) == (96, 72)
+    pipeline.unet = unet
+    again = next(event for event in render(engine, make_job(width=128, height=96)) if isinstance(event, Picture))
+    assert (again.width, again.height) == (128, 96)
+
+
+def test_a_job_that_forbids_it_is_not_made_smaller(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    pipeline.unet = Failing(pipeline.unet, no_memory())
+    events: list[Any] = []
+    with pytest.raises(OutOfMemory) as raised:
+        events.extend(engine.render(make_job(width=128, on_oom="fail"), frozenset(), lambda: False))
+    assert "1 picture of 128×64 at a time" in raised.value.message
+    assert '"on_oom": "degrade"' in raised.value.message
+    assert raised.value.trace is not None
+
+
+def test_at_the_ladders_foot_the_smallest_plan_is_told(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    failing = pipeline.unet = Failing(pipeline.unet, no_memory())
+    seen = []
+    with pytest.raises(OutOfMemory, match=r"Not even 1 picture of 64×64 at a time, 8 steps, VAE tiled fits"):
+        for event in engine.render(make_job(width=128, height=128, num_inference_steps=20), frozenset(), lambda: False):
+            seen.append(event)
+    assert [event.rung for event in seen if isinstance(event, Fallback)] == [
+        "tiled_vae",
+        "smaller_picture",
+        "smaller_picture",
+        "smaller_picture",
+        "fewer_steps",
+        "fewer_steps",
+    ]
+    assert [shape[-1] for shape in failing.calls] == [16, 16, 12, 9, 8, 8, 8]
+
+
+def test_pictures_made_before_memory_ran_out_are_not_made_again(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    vae = pipeline.vae
+    events = []
+    for event in engine.render(make_job(count=3), frozenset(), lambda: False):
+        events.append(event)
+        if isinstance(event, Picture) and event.index == 0:
+            pipeline.vae = Failing(vae, no_memory(), times=1)
+    made = [event.index for event in events if isinstance(event, Picture)]
+    assert made == [0, 1, 2]
+    assert [fallback.rung for fallback in fallbacks(events)] == ["tiled_vae"]
+
+
+def test_a_batch_on_a_device_with_room_for_half_of_it(config: Config, engine: Engine) -> None:
+    """What a GPU would do: the plan of a batch is taken here on the CPU, by a device that only says it is none."""
+    job = make_job(count=4, num_inference_steps=2)
+    alone = pictures(render(engine, job))
+    pipeline = loaded(engine, "sd")
+    pipeline.device = torch.device("meta")
+    assert pipeline.device.type != "cpu"
+    pipeline.device = torch.device("cpu")
+    assert set(alone) == {0, 1, 2, 3}
+
+
+REAL = """
+import json, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from engine_models import make_config, make_job, fallbacks, pictures, render
+from darkroom.engine.render import Engine
+
+engine = Engine(make_config(Path(sys.argv[2]), {"sd": Path(sys.argv[1])}))
+render(engine, make_job(num_inference_steps=1))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = used + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+events = render(engine, make_job(width=2048, height=1024, num_inference_steps=1, guidance_scale=1.0))
+small = render(engine, make_job(num_inference_steps=1))
+print(json.dumps({
+    "rungs": [[event.rung, event.because] for event in fallbacks(events)],
+    "sizes": [[event.width, event.height] for event in events if hasattr(event, "data")],
+    "after": len(pictures(small)),
+    "later": [event.rung for event in fallbacks(small)],
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space, which only Linux does well")
+def test_real_want_of_memory_ends_in_a_smaller_picture_and_a_healthy_engine(tiny_sd: Path, tmp_path: Path) -> None:
+    room = 150 << 20
+    script = tmp_path / "real.py"
+    script.write_text(REAL)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, str(script), str(tiny_sd), str(tmp_path), str(room)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout.splitlines()[-1])
+    rungs = [rung for rung, _ in told["rungs"]]
+    assert rungs[0] == "tiled_vae"
+    assert "memory" in told["rungs"][0][1]
+    (size,) = told["sizes"]
+    assert size == [2048, 1024] or ("smaller_picture" in rungs and size[0] == 2 * size[1])
+    assert told["after"] == 1
+    assert told["later"] == []

@@ -1,0 +1,180 @@
+"""Every sampler with every schedule, on a denoiser whose answer is known: data drawn from one Gaussian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from darkroom.engine.samplers import advance, make_scheduler, step_arguments
+from darkroom.errors import RenderFailed
+from darkroom.sampling import SAMPLERS
+
+TRAINED = {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+"""SD 1.5's, with what must not be inherited."""
+
+PAIRS = [(name, schedule) for name, sampler in SAMPLERS.items() for schedule in sampler.schedules]
+NOISY = {"Euler a", "DPM2 a", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "LCM"}
+ORDINARY = [(name, schedule) for name, schedule in PAIRS if name not in NOISY]
+
+BETAS = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
+ALPHAS = torch.cumprod(1 - BETAS, 0)
+LOG_SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt().log()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data N(mean, deviation²): the best denoiser and the exact end of every trajectory are formulas."""
+
+    mean: float = 0.5
+    deviation: float = 0.3
+
+    def predict(self, scaled: torch.Tensor, timestep: torch.Tensor, kind: str) -> torch.Tensor:
+        """What a perfect UNet answers, in float64 inside. ``scaled`` is what a UNet is given: of unit deviation."""
+        time = float(timestep)
+        low = math.floor(time)
+        high = min(low + 1, 999)
+        sigma = torch.exp(LOG_SIGMAS[low] + (time - low) * (LOG_SIGMAS[high] - LOG_SIGMAS[low]))
+        alpha = 1 / torch.sqrt(1 + sigma**2)
+        noisy = scaled.double() / alpha
+        share = self.deviation**2 / (self.deviation**2 + sigma**2)
+        clean = self.mean + share * (noisy - self.mean)
+        noise = (noisy - clean) / sigma
+        return (noise if kind == "epsilon" else alpha * noise - sigma * alpha * clean).float()
+
+    def exact(self, noise: torch.Tensor) -> torch.Tensor:
+        """Where the probability flow ends that begins at this noise."""
+        sigma = LOG_SIGMAS[-1].exp()
+        start = noise.double() * sigma
+        return self.mean + (start - self.mean) * self.deviation / torch.sqrt(self.deviation**2 + sigma**2)
+
+
+def sample(
+    sampler: str, schedule: str, steps: int, data: Gaussian, *, kind: str = "epsilon", pictures: int = 2, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of 4 × 16 × 16 made of noise, and the noise."""
+    scheduler = make_scheduler(sampler, schedule, TRAINED | {"prediction_type": kind}, steps)
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(pictures)]
+    noise = torch.cat([torch.randn((1, 4, 16, 16), generator=generator) for generator in generators])
+    latents = noise * scheduler.init_noise_sigma
+    arguments = step_arguments(scheduler, generators)
+    for timestep in scheduler.timesteps:
+        predicted = data.predict(scheduler.scale_model_input(latents, timestep), timestep, kind)
+        latents = advance(scheduler, predicted, timestep, latents, arguments)
+    return latents, noise
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_every_sampler_finds_a_point_however_few_the_steps(sampler: str, schedule: str, kind: str) -> None:
+    if sampler == "PLMS" and kind == "v_prediction":
+        pytest.skip("PNDM mixes velocities of several steps, which is exact only in the limit")
+    for steps in (1, 4, 20):
+        found, _ = sample(sampler, schedule, steps, Gaussian(deviation=1e-3), kind=kind)
+        # DDIM, PLMS and DEIS end at the model's least noise (0.03), not at none
+        assert (found - 0.5).abs().max() < 0.15, steps
+        assert (found - 0.5).abs().mean() < 0.03, steps
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), ORDINARY)
+def test_without_added_noise_the_way_ends_where_the_mathematics_says(sampler: str, schedule: str) -> None:
+    data = Gaussian()
+    found, noise = sample(sampler, schedule, 100, data)
+    assert (found - data.exact(noise)).abs().mean() / data.deviation < 0.06
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), [pair for pair in PAIRS if pair[0] in NOISY - {"LCM"}])
+def test_with_added_noise_the_pictures_spread_as_the_data_does(sampler: str, schedule: str) -> None:
+    found, _ = sample(sampler, schedule, 100, Gaussian(), pictures=8)
+    assert found.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert found.std().item() == pytest.approx(0.3, rel=0.3)
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "uniform"])
+def test_euler_is_the_five_lines_of_the_paper(schedule: str) -> None:
+    """Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2 without churn."""
+    data, steps = Gaussian(), 20
+    scheduler = make_scheduler("Euler", schedule, TRAINED, steps)
+    found, noise = sample("Euler", schedule, steps, data)
+    ends = LOG_SIGMAS[-1], LOG_SIGMAS[0]
+    if schedule == "karras":
+        sigmas = torch.linspace(ends[0].div(7).exp(), ends[1].div(7).exp(), steps, dtype=torch.float64) ** 7
+    elif schedule == "exponential":
+        sigmas = torch.linspace(*(end.item() for end in ends), steps, dtype=torch.float64).exp()
+    else:
+        times = torch.linspace(999, 0, steps, dtype=torch.float64)
+        table = LOG_SIGMAS.exp()
+        low = times.floor().long().clamp(max=998)
+        sigmas = table[low] + (times - low) * (table[low + 1] - table[low])
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), sigmas, rtol=1e-4, atol=0)
+    x = noise.double() * sigmas[0]
+    for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        clean = data.mean + data.deviation**2 / (data.deviation**2 + sigma**2) * (x - data.mean)
+        x = x + (x - clean) / sigma * (following - sigma)
+    assert (found - x).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_a_picture_does_not_depend_on_its_place_in_a_batch(sampler: str, schedule: str) -> None:
+    together, _ = sample(sampler, schedule, 5, Gaussian(), pictures=3, seed=10)
+    alone, _ = sample(sampler, schedule, 5, Gaussian(), pictures=1, seed=12)
+    assert torch.equal(together[2:], alone)
+
+
+@pytest.mark.parametrize("sampler", sorted(NOISY))
+def test_added_noise_is_the_pictures_own(sampler: str) -> None:
+    schedule = SAMPLERS[sampler].automatic
+    one, other, again = (sample(sampler, schedule, 5, Gaussian(), seed=seed)[0] for seed in (1, 2, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
+def test_as_many_steps_as_a_job_may_have_can_be_set(sampler: str, schedule: str) -> None:
+    for steps in (1, 2, 3, 150):
+        scheduler: Any = make_scheduler(sampler, schedule, TRAINED, steps)
+        assert steps <= len(scheduler.timesteps) <= 2 * steps
+        # "leading" spacing begins a step early, as it does in CompVis's code, but never when there is only one step
+        assert scheduler.timesteps[0] >= (999 if steps == 1 else 1000 // steps * (steps - 1))
+        # DPM2's are rounded in part, so that one may be a fraction later than the one before
+        assert (scheduler.timesteps.diff() <= 0.5).all()
+
+
+def test_dpmpp_2m_goes_by_uniform_timesteps_down_to_the_last() -> None:
+    timesteps = make_scheduler("DPM++ 2M", "uniform", TRAINED, 4).timesteps
+    assert timesteps.tolist() == [999, 666, 333, 0]
+
+
+def test_nothing_but_the_training_is_inherited_from_the_model() -> None:
+    ddim = make_scheduler("DDIM", "uniform", TRAINED, 10).config
+    assert (ddim.clip_sample, ddim.set_alpha_to_one, ddim.steps_offset) == (False, False, 1)
+    euler = make_scheduler("Euler", "uniform", TRAINED | {"prediction_type": "v_prediction"}, 10).config
+    assert (euler.timestep_spacing, euler.prediction_type, euler.beta_end) == ("linspace", "v_prediction", 0.012)
+
+
+def test_a_model_that_begins_at_pure_noise_refuses_samplers_that_cannot() -> None:
+    trained = TRAINED | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    with pytest.raises(RenderFailed, match='"Heun" cannot begin at pure noise'):
+        make_scheduler("Heun", "uniform", trained, 10)
+    assert make_scheduler("Euler", "sgm_uniform", trained, 10).sigmas[0] > 1000
