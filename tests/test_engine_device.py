@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from darkroom.config import EngineSettings
 from darkroom.engine import device
 from darkroom.engine.device import Workload, choose_device, choose_dtype, describe, is_out_of_memory

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from darkroom.engine.memory import MemoryPlan, Phase, Rung, step_down
 from hypothesis import given
 from hypothesis import strategies as st
+
+from darkroom.engine.memory import MemoryPlan, Phase, Rung, step_down
 
 OnOom = Literal["degrade", "fail"]
 

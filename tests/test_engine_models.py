@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from darkroom.engine.models import Models, Pipeline
 from darkroom.errors import ModelUnavailable
 from engine_models import make_config
@@ -128,7 +129,7 @@ def test_what_is_missing_is_named(folder: Path, missing: str, words: str) -> Non
 
 def test_damaged_weights_are_a_damaged_model_with_a_trace(folder: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ModelUnavailable, match='"mine" in .* cannot be loaded') as raised:
+    with pytest.raises(ModelUnavailable, match=r'"mine" in .* cannot be loaded') as raised:
         load(folder)
     assert raised.value.trace is not None
     assert "Traceback" in raised.value.trace
@@ -154,7 +155,7 @@ def test_weights_that_are_not_all_there_are_not_made_up(folder: Path, part: str)
 
 def test_an_unknown_family_is_refused_with_the_known_ones(folder: Path) -> None:
     change(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(ModelUnavailable, match="is a FluxPipeline.*StableDiffusionPipeline and StableDiffusionXL"):
+    with pytest.raises(ModelUnavailable, match=r"is a FluxPipeline.*StableDiffusionPipeline and StableDiffusionXL"):
         load(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from darkroom.engine.samplers import advance, make_scheduler, step_arguments
 from darkroom.errors import RenderFailed
 from darkroom.sampling import SAMPLERS
@@ -152,7 +153,7 @@ def test_added_noise_is_the_pictures_own(sampler: str) -> None:
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_as_many_steps_as_a_job_may_have_can_be_set(sampler: str, schedule: str) -> None:
-    for steps in (1, 2, 3, 150):
+    for steps in (1, 3, 150):
         scheduler: Any = make_scheduler(sampler, schedule, TRAINED, steps)
         assert steps <= len(scheduler.timesteps) <= 2 * steps
         # "leading" spacing begins a step early, as it does in CompVis's code, but never when there is only one step
