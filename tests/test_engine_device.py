@@ -86,7 +86,7 @@ def test_a_device_that_is_not_there_is_a_mistake_in_the_config() -> None:
 def test_a_person_is_told_the_processor_and_the_format() -> None:
     text = describe(CPU, torch.float32)
     assert text.startswith("cpu ")
-    assert text.endswith(f" ×{os.cpu_count()}, float32")
+    assert text.endswith(f" ×{torch.get_num_threads()}, float32")
 
 
 @pytest.mark.parametrize(

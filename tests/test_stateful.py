@@ -165,8 +165,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=int(os.environ.get("DARKROOM_TEST_EXAMPLES", "15")),
-    stateful_step_count=20,
+    max_examples=int(os.environ.get("DARKROOM_TEST_EXAMPLES", "8")),
+    stateful_step_count=15,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -45,6 +45,9 @@ class Borrowed:
     def pid(self) -> int | None:
         return self.executor.pid
 
+    def start(self) -> None:
+        self.executor.start()
+
     def close(self) -> None:
         pass
 

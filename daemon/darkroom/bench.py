@@ -45,6 +45,9 @@ class NoEngine:
 
     pid = None
 
+    def start(self) -> None:
+        """Nothing need be started."""
+
     def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
         """As ``Executor.run``."""
         yield Loaded(job.model, 0.0, "none")

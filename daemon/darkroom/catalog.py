@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +77,17 @@ class Model:
         return content
 
 
+FRESH_S = 1.0
+"""How long what was read of a model counts, so that a thousand jobs for it do not read it a thousand times."""
+
+
 class Catalog:
     """The models by name. Looks at the disk only when asked, so that a model added later is found."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, clock: Callable[[], float] = time.monotonic) -> None:
         self.models = models
+        self._clock = clock
+        self._known: dict[str, tuple[float, Model]] = {}
 
     @property
     def default(self) -> str:
@@ -91,11 +99,18 @@ class Catalog:
         return sorted(self._entries())
 
     def get(self, name: str) -> Model | None:
-        """The model of that name, or None."""
+        """The model of that name, as it was within the last second, or None."""
+        now = self._clock()
+        read_at, model = self._known.get(name, (float("-inf"), None))
+        if model is not None and now - read_at < FRESH_S:
+            return model
+        self._known.clear()
         entry = self._entries().get(name)
         if entry is None:
             return None
-        return Model(name, entry.path, entry)
+        model = Model(name, entry.path, entry)
+        self._known[name] = (now, model)
+        return model
 
     def _entries(self) -> dict[str, ModelEntry]:
         entries = {"seedling": ModelEntry(path=BUNDLED)}

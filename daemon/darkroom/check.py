@@ -92,10 +92,7 @@ def _models(config: Config) -> Iterator[Finding]:
 
 def _device(config: Config) -> Finding:
     """Asked in a process of its own, so that this one never imports torch."""
-    settings = {
-        "DARKROOM_ENGINE__DEVICE": config.engine.device,
-        "DARKROOM_ENGINE__DTYPE": config.engine.dtype,
-    }
+    settings = {f"DARKROOM_ENGINE__{key.upper()}": str(value) for key, value in config.engine if value is not None}
     try:
         answer = subprocess.run(
             [sys.executable, "-m", "darkroom.engine.device"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any, TextIO
@@ -40,10 +41,11 @@ def make_logger(log: Log, stream: TextIO | None = None, *, pretty: bool | None =
         pretty = log.format == "console"
     elif pretty is None:
         pretty = target.isatty()
-    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+    renderer: Any = structlog.processors.JSONRenderer(serializer=lambda fields, **_: encode(fields))
     if pretty:
         renderer = structlog.dev.ConsoleRenderer(colors=target.isatty())
-    return structlog.wrap_logger(
+    logger = structlog.wrap_logger(
         structlog.WriteLogger(_Unbreakable(target)),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
         processors=[
@@ -53,11 +55,12 @@ def make_logger(log: Log, stream: TextIO | None = None, *, pretty: bool | None =
             renderer,
         ],
     )
+    return logger.bind()  # once, instead of at each line
 
 
 def _printable(logger: Any, method: str, fields: Any) -> Any:
     """Names of files may hold bytes that are not text."""
     for key, value in fields.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and not value.isascii():
             fields[key] = value.encode("utf-8", "backslashreplace").decode("utf-8")
     return fields

@@ -104,6 +104,7 @@ class Loop:
         self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
         self._turn("idle")
         self.notifier.ready()
+        self.executor.start()
 
     def main_loop(self) -> None:
         """Tick, take, work; sleep where there is nothing to take."""
@@ -222,8 +223,8 @@ class Loop:
 
     # Waiting
 
-    def _hint(self) -> None:
-        self.intake.hint()
+    def _hint(self, path: str | None) -> None:
+        self.intake.hint(path)
         self.waker.wake()
 
     def _sleep(self) -> None:
@@ -237,8 +238,11 @@ class Loop:
         if self._claimed or not self._recovered or self._trouble or self.guard.trouble or self.spool.paused():
             return False
         if self.intake.idle:
-            self.intake.hint()
-            self.tick()
+            try:
+                self.intake.look_afresh()
+            except OSError as error:
+                self.guard.unreadable(error)
+                return False
         return self.intake.idle and not self._claimed
 
     # Trouble with the disk

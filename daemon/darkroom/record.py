@@ -119,7 +119,7 @@ class Record:
     def verdict(self, error: DarkroomError | None = None) -> Verdict:
         """The job's end: done, or failed with ``error``."""
         state = self.state
-        attempts = len(self.ticket.attempts())
+        attempts = self.ticket.count_attempts()
         status = "done" if error is None else "partial" if self.pictures else "failed"
         result = Result.model_validate(
             {

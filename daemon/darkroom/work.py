@@ -75,6 +75,7 @@ class Work:
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     failed: int = 0
+    looked_around_at: float = float("-inf")
 
     def judge(self, data: bytes | None) -> None:
         """Whether these bytes can be a job here; None is a file over the limit. Raises InvalidRequest."""
@@ -173,12 +174,11 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
-        looked = float("-inf")
         with closing(self.executor.run(state.job, frozenset(record.pictures))) as events:
             for event in events:
                 self._take(record, event)
-                if self.clock() - looked >= LOOK_AROUND_S:
-                    looked = self.clock()
+                if self.clock() - self.looked_around_at >= LOOK_AROUND_S:
+                    self.looked_around_at = self.clock()
                     self.look_around()
                     if ticket.cancel_wanted():
                         raise Cancelled("The job was cancelled while it ran")

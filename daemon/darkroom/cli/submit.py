@@ -111,7 +111,7 @@ def _validate(label: str, data: bytes, config: Config) -> None:
 
 def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
     """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
-    disk = Disk()
+    disk = spool.disk
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)

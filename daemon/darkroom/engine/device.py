@@ -157,10 +157,10 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of the device."""
+    """The maker's name of the device; of a CPU also the number of threads, on which the last bits depend."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} ×{os.cpu_count()}" if device.type == "cpu" else platform.processor() or "Apple"
+    return f"{cpu_name()} ×{torch.get_num_threads()}" if device.type == "cpu" else platform.processor() or "Apple"
 
 
 def cpu_name() -> str:

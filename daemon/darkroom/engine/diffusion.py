@@ -104,7 +104,8 @@ def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae) -> torch.Tensor:
             "The picture came out all black, with the VAE in float32 too; the model may be damaged, or the prompt, "
             "the sampler and its steps do not go together"
         )
-    return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    rounded: torch.Tensor = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    return rounded
 
 
 def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
@@ -120,7 +121,7 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
     finally:
         if dtype != pipeline.dtype:
             vae.to(dtype=pipeline.dtype)
-    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+    return pixels.float().div(2).add(0.5).clamp(0, 1)
 
 
 def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
@@ -130,9 +131,8 @@ def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
             torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )
-        return latents * deviation / config.scaling_factor + mean
-    unscaled: torch.Tensor = latents / config.scaling_factor
-    return unscaled
+        latents = latents * deviation + mean * config.scaling_factor
+    return latents.div(config.scaling_factor)
 
 
 def _is_void(pixels: torch.Tensor) -> bool:

@@ -74,6 +74,7 @@ class Models:
         self._cached = config.models.cached
         self._device = device
         self._loaded: OrderedDict[tuple[str, str], Pipeline] = OrderedDict()
+        _quieten()  # imports them too, seconds before the first job rather than in it
 
     def get(self, name: str) -> tuple[Pipeline, float]:
         """The model, and the seconds it took to load it (0.0 where it was there). Raises ModelUnavailable."""
@@ -128,7 +129,6 @@ def _family(model: Model, index: dict[str, Any]) -> int:
 def _load_parts(
     model: Model, index: dict[str, Any], encoders: int, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
-    _quieten()
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with warnings.catch_warnings():
@@ -188,7 +188,10 @@ def _load_part(model: Model, part: str, load: Callable[..., Any], dtype: torch.d
 
 
 def _variant(model: Model, folder: Path, dtype: torch.dtype) -> str | None:
-    """``fp16`` where the half-size files are all there is, or all that is wanted. Raises ModelUnavailable for pickles."""
+    """``fp16`` where the files of half size are all there is, or all that is wanted.
+
+    Raises ModelUnavailable for pickles.
+    """
     names = [path.name for path in folder.iterdir()]
     weights = [name for name in names if ".safetensors" in name]
     if not weights:

@@ -234,7 +234,7 @@ class _Rendering:
                     part.to("cpu")
 
     @contextmanager
-    def _timed(self, phase: Phase | str) -> Iterator[None]:
+    def _timed(self, phase: str) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield

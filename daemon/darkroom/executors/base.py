@@ -34,6 +34,10 @@ class Executor(Protocol):
         """The process that does it, where it is another than this one and runs."""
         ...
 
+    def start(self) -> None:
+        """Begin to get ready, so that the first job waits less. Returns at once; may be called again."""
+        ...
+
     def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
         """Run a job; yields an event (``Alive`` if there is none) at least a few times a second.
 

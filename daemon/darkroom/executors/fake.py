@@ -58,6 +58,9 @@ class FakeExecutor:
         self._engine = FakeEngine(config)
         self.pid = None
 
+    def start(self) -> None:
+        """It is ready."""
+
     def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
         """As ``Executor.run``."""
         yield from perform(self._engine, job, skip, lambda: False)

@@ -18,7 +18,11 @@ class Guard:
     """``trouble`` says why the inbox cannot be used now; None where it can. ``changed`` comes from another thread."""
 
     def __init__(
-        self, spool: Spool, logger: Any, changed: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        spool: Spool,
+        logger: Any,
+        changed: Callable[[str | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.local = tells_of_changes(spool.root)
         self.trouble: str | None = None

@@ -3,10 +3,15 @@
 A complete JSON object is its own end mark: the file is whole as soon as it parses. One that does not parse is being
 written, until it has been unchanged for the settle time; then it will never be a job, and is refused. A whole file
 that can never be valid is refused at once, one that is valid waits for its turn.
+
+A scan goes by names and is done in slices between which the daemon works; only files that are new in the window are
+looked at. Up to ``window`` waiting files are in strict order. Of more, as many are kept as the window holds, chosen
+round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,13 +19,39 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from darkroom.errors import InvalidRequest, Unfinished
-from darkroom.spool import Arrival, Oddity, Spool, fingerprint, read
+from darkroom.intake.window import START, Choice, Place
+from darkroom.spool import (
+    MAX_FOLDER_DEPTH,
+    Arrival,
+    Oddity,
+    Spool,
+    fingerprint,
+    is_candidate,
+    is_temporary,
+    is_urgent,
+    look_at,
+    read,
+)
 
-SCAN_SHARE = 5
+WINDOW = 20_000
+"""How many waiting files are kept in order."""
+
+SCAN_SHARE = 30
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
+
+SLICE_S = 0.02
+"""How long a scan goes on at a time."""
 
 UNFINISHED_LOOK_S = 0.2
 UNREADABLE_RETRY_S = 5.0
+
+MOST_HINTS = 1_000
+"""When more names than these are heard of between two looks, a scan is cheaper."""
+
+MOST_REPORTED = 10_000
+"""So many oddities are remembered, and reported, at most."""
+
+_NAMES_BETWEEN_CLOCKS = 200
 
 
 class _Is(Enum):
@@ -33,14 +64,20 @@ class _Is(Enum):
     UNREADABLE = auto()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Candidate:
     """A file that waits. ``since``: when its present content was first seen, in monotonic seconds."""
 
     arrival: Arrival
     since: float
+    scan: int
+    """The number of the last scan that saw it."""
     state: _Is = _Is.NEW
     retry_at: float = 0.0
+
+
+_Entry = tuple[tuple[bool, int, str], int, _Candidate]
+"""Where a candidate stands in the order; the number keeps candidates from being compared."""
 
 
 @dataclass
@@ -58,54 +95,88 @@ class Intake:
     settle_s: float
     rescan_s: float
     clock: Callable[[], float] = time.monotonic
+    window: int = WINDOW
+
     _files: dict[str, _Candidate] = field(default_factory=dict)
-    _order: deque[_Candidate] = field(default_factory=deque)
+    _order: list[_Entry] = field(default_factory=list)
+    _pushed: int = 0
     _new: deque[_Candidate] = field(default_factory=deque)
     _unfinished: list[_Candidate] = field(default_factory=list)
     _hopeless: deque[_Candidate] = field(default_factory=deque)
-    _reported: dict[str, str] = field(default_factory=dict)
+    _reported: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """What was said of which name, and the last scan that would say it again."""
+
+    _hints: deque[str] = field(default_factory=deque)
     _hinted: bool = True
+    _scan: Iterator[None] | None = None
+    _scans: int = 0
+    _scan_cost_s: float = 0.0
     _earliest_scan: float = 0.0
     _next_scan: float = 0.0
+    _complete: bool = False
+    """Whether the inbox was seen as a whole: before that, nothing can be said of the order."""
+
+    _after: dict[bool, Place] = field(default_factory=lambda: {True: START, False: START})
+    """Where the last choice ended, of urgent files and of others."""
+    _beyond: int = 0
+    """How many files the last scan found beyond the window."""
+    _unreadable_in_a_row: int = 0
+    """How many files were looked into since one could be read."""
+
     _next_unfinished_look: float = 0.0
 
-    def hint(self) -> None:
-        """Something changed in the inbox: scan soon."""
+    # Looking
+
+    def hint(self, path: str | None = None) -> None:
+        """The file at ``path`` may have arrived or changed; without a path, anything may have: scan soon."""
+        if path is None or len(self._hints) >= MOST_HINTS:
+            self._hinted = True
+        else:
+            self._hints.append(path)
+
+    def look_afresh(self) -> None:
+        """As ``look``, with a whole scan, however lately that was done."""
         self._hinted = True
+        self._earliest_scan = 0.0
+        self.look()
+        while self._scan is not None:
+            self._go_on_scanning()
 
     def look(self) -> None:
-        """Scan if it is time to. Raises OSError where the inbox cannot be read."""
+        """Look at what was hinted at, and scan if it is time to, a slice. Raises OSError for an unreadable inbox."""
         now = self.clock()
-        if (self._hinted and now >= self._earliest_scan) or now >= self._next_scan:
+        while self._hints:
+            self._look_where_hinted(self._hints.popleft(), now)
+        if self._scan is None and now >= self._scan_due():
             self._hinted = False
-            self._scan(now)
-            end = self.clock()
-            pause = SCAN_SHARE * (end - now)
-            self._earliest_scan = end + pause
-            self._next_scan = end + max(self.rescan_s, pause)
+            self._scan_cost_s = 0.0
+            self._scan = self._scanning(now)
+        if self._scan is not None:
+            self._go_on_scanning()
         if self._unfinished and now >= self._next_unfinished_look:
-            self._next_unfinished_look = now + UNFINISHED_LOOK_S
             self._look_at_unfinished(now)
 
     def wait_s(self) -> float:
         """How many seconds one may sleep before there is something to do here, hints aside."""
-        now = self.clock()
-        if self._new or self._hopeless:
+        if self._new or self._hopeless or self._hints or self._scan is not None:
             return 0.0
-        due = self._earliest_scan if self._hinted else self._next_scan
+        due = self._scan_due()
         if self._unfinished:
             due = min(due, self._next_unfinished_look)
-        return max(0.0, due - now)
+        return max(0.0, due - self.clock())
 
     @property
     def waiting(self) -> int:
-        """How many files wait; exact up to the spool's window."""
-        return len(self._files)
+        """How many files wait; beyond the window, as of the last scan."""
+        return len(self._files) + self._beyond
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits that will be taken or refused in time: what cannot be read does not count."""
-        return not self._hinted and all(file.state is _Is.UNREADABLE for file in self._files.values())
+        busy = self._hinted or self._hints or self._scan is not None or self._has_more_beyond
+        return not busy and all(file.state is _Is.UNREADABLE for file in self._files.values())
+
+    # Giving
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
         """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
@@ -116,24 +187,18 @@ class Intake:
                 self._examine(candidate)
         while self._hopeless:
             candidate = self._hopeless.popleft()
-            if self._is_here(candidate):
+            if self._is_here(candidate) and candidate.state is _Is.HOPELESS:
                 del self._files[candidate.arrival.name]
                 yield candidate.arrival
 
     def take(self) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed."""
-        while self._order:
-            candidate = self._order.popleft()
-            if not self._is_here(candidate):
+        while self._complete and self._order:
+            order, _, candidate = heapq.heappop(self._order)
+            if not self._is_here(candidate) or order != candidate.arrival.order:
                 continue
-            print_ = fingerprint(candidate.arrival.path)
-            if print_ is None:
-                del self._files[candidate.arrival.name]
+            if self._changed(candidate, self.clock()):
                 continue
-            if print_ != candidate.arrival.fingerprint:
-                candidate.arrival = Arrival(candidate.arrival.name, candidate.arrival.path, print_)
-                candidate.since = self.clock()
-                candidate.state = _Is.NEW
             if candidate.state is _Is.NEW:
                 self._examine(candidate)
             if candidate.state is _Is.READY:
@@ -141,49 +206,179 @@ class Intake:
                 return candidate.arrival
         return None
 
+    # The files that are known
+
     def _is_here(self, candidate: _Candidate) -> bool:
         return self._files.get(candidate.arrival.name) is candidate
 
-    def _scan(self, now: float) -> None:
-        known, self._files = self._files, {}
-        oddities: dict[str, str] = {}
+    def _add(self, arrival: Arrival, now: float) -> None:
+        candidate = _Candidate(arrival, now, self._scans)
+        self._files[arrival.name] = candidate
+        self._queue(candidate)
+        self._new.append(candidate)
+
+    def _queue(self, candidate: _Candidate) -> None:
+        self._pushed += 1
+        heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
+
+    def _changed(self, candidate: _Candidate, now: float) -> bool:
+        """Whether the file is gone, or another than it was: then it stands in the order anew."""
+        old = candidate.arrival
+        found = fingerprint(old.path)
+        if found == old.fingerprint:
+            return False
+        del self._files[old.name]
+        if found is not None:
+            self._add(Arrival(old.name, old.path, found), now)
+        return True
+
+    # Scanning
+
+    def _scan_due(self) -> float:
+        """When the next scan is to begin."""
+        if self._has_more_beyond and len(self._files) - len(self._unfinished) < self.window // 2:
+            return self._earliest_scan if self._files else 0.0
+        return self._earliest_scan if self._hinted else self._next_scan
+
+    @property
+    def _has_more_beyond(self) -> bool:
+        """Whether files wait beyond the window of which some may be readable."""
+        return self._beyond > 0 and self._unreadable_in_a_row < self.waiting
+
+    def _go_on_scanning(self) -> None:
+        """One slice of the scan. Raises OSError where the inbox cannot be read: that ends it."""
+        assert self._scan is not None
+        begin = self.clock()
+        over = True
         try:
-            for found in self.spool.pending():
-                if isinstance(found, Oddity):
-                    oddities[found.name] = found.why
-                    continue
-                candidate = known.get(found.name)
-                if candidate is None or candidate.arrival.fingerprint != found.fingerprint:
-                    candidate = _Candidate(found, now)
-                elif candidate.state is _Is.UNREADABLE and now >= candidate.retry_at:
-                    candidate.state = _Is.NEW
-                self._files[found.name] = candidate
-        except OSError:
-            self._files = known
-            raise
+            for _ in self._scan:
+                if self.clock() - begin >= SLICE_S:
+                    over = False
+                    break
+            else:
+                self._complete = True
         finally:
-            self._order = deque(sorted(self._files.values(), key=lambda candidate: candidate.arrival.order))
-            self._new = deque(candidate for candidate in self._order if candidate.state is _Is.NEW)
-            self._unfinished = [candidate for candidate in self._order if candidate.state is _Is.UNFINISHED]
-        for name, why in oddities.items():
-            if self._reported.get(name) != why:
-                self.report(name, why)
-        self._reported = oddities | {
-            name: why for name, why in self._reported.items() if name in self._files and name not in oddities
-        }
+            end = self.clock()
+            self._scan_cost_s += end - begin
+            if over:
+                self._scan = None
+                pause = SCAN_SHARE * self._scan_cost_s
+                self._earliest_scan = end + pause
+                self._next_scan = end + max(self.rescan_s, pause)
+
+    def _scanning(self, now: float) -> Iterator[None]:
+        """A scan; stops now and then, to be gone on with."""
+        self._scans += 1
+        number = self._scans
+        if self._beyond:
+            self._make_room()
+        choices = {urgent: Choice(self._room(urgent), self._after[urgent]) for urgent in (True, False)}
+        for count, found in enumerate(self.spool.walk()):
+            if count % _NAMES_BETWEEN_CLOCKS == 0:
+                yield
+            if isinstance(found, Oddity):
+                self._report(found.name, found.why)
+                continue
+            name, entry = found
+            if name in self._reported:
+                self._report(name, self._reported[name][0])
+            candidate = self._files.get(name)
+            if candidate is not None:
+                self._see(candidate, entry.inode(), now)
+            elif is_candidate(entry):
+                choices[is_urgent(name)].offer(entry.inode(), name)
+            elif name not in self._reported and len(self._reported) < MOST_REPORTED:
+                self._look_at(name, now)
+        for urgent, choice in choices.items():
+            yield from self._admit(choice, urgent, now)
+        self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
+        for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
+            del self._files[gone]
+        self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
+
+    def _see(self, candidate: _Candidate, inode: int, now: float) -> None:
+        """A scan came by a file that is known."""
+        candidate.scan = self._scans
+        if inode != candidate.arrival.fingerprint.inode and self._changed(candidate, now):
+            return
+        if candidate.state is _Is.UNREADABLE and now >= candidate.retry_at:
+            candidate.state = _Is.NEW
+            self._new.append(candidate)
+            self._queue(candidate)
+
+    def _admit(self, choice: Choice, urgent: bool, now: float) -> Iterator[None]:
+        """Those chosen come into the window, oldest first."""
+        chosen = choice.chosen()
+        if not chosen:
+            return
+        self._after[urgent] = chosen[-1]
+        arrivals: list[Arrival] = []
+        for count, (_, name) in enumerate(chosen):
+            if count % _NAMES_BETWEEN_CLOCKS == 0:
+                yield
+            if name not in self._files:
+                self._look_at(name, now, arrivals)
+        arrivals.sort(key=lambda arrival: arrival.order)
+        for arrival in arrivals:
+            if arrival.name not in self._files:
+                self._add(arrival, now)
+
+    def _look_at(self, name: str, now: float, arrivals: list[Arrival] | None = None) -> None:
+        """A new arrival is put into ``arrivals``, or at once into the window; an oddity is reported."""
+        found = look_at(name, self.spool.inbox / name)
+        if isinstance(found, Oddity):
+            self._report(name, found.why)
+        elif found is not None:
+            if arrivals is None:
+                self._add(found, now)
+            else:
+                arrivals.append(found)
+
+    def _look_where_hinted(self, path: str, now: float) -> None:
+        """One file may have arrived: nothing else need be looked at."""
+        inbox = f"{self.spool.inbox}/"
+        name = path.removeprefix(inbox)
+        folders = name.count("/")
+        if name == path or folders > MAX_FOLDER_DEPTH:
+            self._hinted = True
+        elif (candidate := self._files.get(name)) is not None:
+            self._changed(candidate, now)
+        elif not any(map(is_temporary, name.split("/"))) and self._takes(is_urgent(name)):
+            self._look_at(name, now)
+
+    def _takes(self, urgent: bool) -> bool:
+        """Whether the window takes a file by itself, without a choice among those beyond it."""
+        if urgent:
+            return len(self._files) < 2 * self.window
+        return not self._beyond and len(self._files) < self.window
+
+    def _room(self, urgent: bool) -> int:
+        """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
+        room = self.window - sum(is_urgent(name) is urgent for name in self._files)
+        return room if urgent else room + min(len(self._unfinished), self.window)
+
+    def _make_room(self) -> None:
+        """What cannot be read goes to the end of the round, that others come into the window."""
+        for name in [name for name, candidate in self._files.items() if candidate.state is _Is.UNREADABLE]:
+            del self._files[name]
+
+    # Judging
 
     def _look_at_unfinished(self, now: float) -> None:
         for candidate in self._unfinished:
-            if not self._is_here(candidate):
-                continue
-            print_ = fingerprint(candidate.arrival.path)
-            if print_ is not None and print_ != candidate.arrival.fingerprint:
-                candidate.arrival = Arrival(candidate.arrival.name, candidate.arrival.path, print_)
-                candidate.since = now
-                self._examine(candidate)
-            elif now - candidate.since >= self.settle_s:
+            if (
+                self._is_here(candidate)
+                and not self._changed(candidate, now)
+                and now - candidate.since >= self.settle_s
+            ):
                 self._set_hopeless(candidate)
-        self._unfinished = [candidate for candidate in self._unfinished if candidate.state is _Is.UNFINISHED]
+        self._unfinished = [
+            candidate
+            for candidate in self._unfinished
+            if candidate.state is _Is.UNFINISHED and self._is_here(candidate)
+        ]
+        end = self.clock()
+        self._next_unfinished_look = end + max(UNFINISHED_LOOK_S, SCAN_SHARE * (end - now))
 
     def _examine(self, candidate: _Candidate) -> None:
         """Read the file and judge it."""
@@ -191,9 +386,8 @@ class Intake:
         try:
             self.judge(read(arrival.path, self.spool.limits.max_job_bytes))
         except Unfinished:
-            if candidate.state is not _Is.UNFINISHED:
-                self._unfinished.append(candidate)
             candidate.state = _Is.UNFINISHED
+            self._unfinished.append(candidate)
         except InvalidRequest:
             self._set_hopeless(candidate)
         except FileNotFoundError:
@@ -201,15 +395,22 @@ class Intake:
         except OSError as error:
             candidate.state = _Is.UNREADABLE
             candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
-            why = f"it cannot be read: {error.strerror or error}"
-            if self._reported.get(arrival.name) != why:
-                self._reported[arrival.name] = why
-                self.report(arrival.name, why)
+            self._unreadable_in_a_row += 1
+            self._report(arrival.name, f"it cannot be read: {error.strerror or error}")
+            return
         else:
-            if candidate.state is _Is.UNFINISHED:
-                self._hinted = True  # it takes its place in the order
             candidate.state = _Is.READY
+        self._unreadable_in_a_row = 0
 
     def _set_hopeless(self, candidate: _Candidate) -> None:
         candidate.state = _Is.HOPELESS
         self._hopeless.append(candidate)
+
+    def _report(self, name: str, why: str) -> None:
+        """Once, for as long as the same is to be said of it."""
+        said = self._reported.get(name)
+        if said is None and len(self._reported) >= MOST_REPORTED:
+            return
+        self._reported[name] = (why, self._scans)
+        if said is None or said[0] != why:
+            self.report(name, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +25,16 @@ RETRY_S = 30.0
 
 
 class _Hint(FileSystemEventHandler):
-    """Sets a flag and does nothing else."""
+    """Passes on where something happened and does nothing else."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[str | None], None]) -> None:
         self._changed = changed
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Creations, moves, changes and closes are arrivals or parts of them."""
+        """Creations, moves, changes and closes are arrivals or parts of them. Of a folder, nothing more is known."""
         if isinstance(event, _ARRIVALS):
-            self._changed()
+            path = event.dest_path or event.src_path
+            self._changed(None if event.is_directory else os.fsdecode(path))
 
 
 _ARRIVALS = (
@@ -46,9 +48,12 @@ _ARRIVALS = (
 
 
 class Watch:
-    """The observer of one folder, rebuilt when it breaks. ``changed`` is called from its thread."""
+    """The observer of one folder, rebuilt when it breaks.
 
-    def __init__(self, folder: Path, changed: Callable[[], None]) -> None:
+    ``changed`` is called from its thread, with the path of a file, or None where more may have changed.
+    """
+
+    def __init__(self, folder: Path, changed: Callable[[str | None], None]) -> None:
         self.folder = folder
         self._changed = changed
         self._observer: BaseObserver | None = None

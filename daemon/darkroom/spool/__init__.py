@@ -1,13 +1,23 @@
 """The spool: folders that are the queue. SPOOL's promise is kept here: no job lost, none twice, nothing half."""
 
 from darkroom.spool.disk import Call, Disk
-from darkroom.spool.inbox import Arrival, Fingerprint, Oddity, fingerprint, is_candidate, look_at, read, walk
+from darkroom.spool.inbox import (
+    MAX_FOLDER_DEPTH,
+    Arrival,
+    Fingerprint,
+    Oddity,
+    fingerprint,
+    is_candidate,
+    look_at,
+    read,
+)
 from darkroom.spool.lock import holder, is_held
-from darkroom.spool.names import is_plain, new_id, published_name, slug
+from darkroom.spool.names import is_plain, is_temporary, is_urgent, new_id, published_name, slug
 from darkroom.spool.spool import PAUSE, Spool, Verdict
 from darkroom.spool.ticket import State, Ticket, timestamp
 
 __all__ = [
+    "MAX_FOLDER_DEPTH",
     "PAUSE",
     "Arrival",
     "Call",
@@ -23,11 +33,12 @@ __all__ = [
     "is_candidate",
     "is_held",
     "is_plain",
+    "is_temporary",
+    "is_urgent",
     "look_at",
     "new_id",
     "published_name",
     "read",
     "slug",
     "timestamp",
-    "walk",
 ]

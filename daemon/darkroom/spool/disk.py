@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,23 +35,33 @@ _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: its number from 1, its name (``mkdir``, ``create``, ``write``, ``fsync``, …), the path it is about."""
+    """One call: its number from 1, its name (``mkdir``, ``create``, ``write``, ``fsync``, …), the path it is about.
+
+    ``target`` is the other path of a rename or link, ``data`` what is written or appended.
+    """
 
     number: int
     name: str
     path: Path
     target: Path | None = None
+    data: bytes = b""
 
 
-@contextmanager
-def storage_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn the machine's errors into StorageTrouble; the others pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in TROUBLE:
-            raise StorageTrouble(f"{path}: {error.strerror} (at {doing})") from error
-        raise
+class storage_errors:  # noqa: N801
+    """A context that turns the machine's errors into StorageTrouble; the others pass."""
+
+    __slots__ = ("doing", "path")
+
+    def __init__(self, path: Path, doing: str) -> None:
+        self.path = path
+        self.doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in TROUBLE:
+            raise StorageTrouble(f"{self.path}: {error.strerror} (at {self.doing})") from error
 
 
 class Disk:
@@ -62,13 +71,13 @@ class Disk:
         self._observe = observe
         self.calls = 0
 
-    @contextmanager
-    def _call(self, name: str, path: Path, target: Path | None = None) -> Iterator[None]:
+    def _call(self, name: str, path: Path, target: Path | None = None, data: bytes = b"") -> storage_errors:
         self.calls += 1
-        with storage_errors(path, name):
-            if self._observe is not None:
-                self._observe(Call(self.calls, name, path, target))
-            yield
+        translated = storage_errors(path, name)
+        if self._observe is not None:
+            with translated:
+                self._observe(Call(self.calls, name, path, target, data))
+        return translated
 
     def mkdir(self, path: Path) -> None:
         """Make a folder. Raises FileExistsError."""
@@ -78,7 +87,7 @@ class Disk:
     def rename(self, path: Path, target: Path) -> None:
         """Rename within one file system; an existing file at ``target`` is replaced, a folder with content is not."""
         with self._call("rename", path, target):
-            path.rename(target)
+            os.rename(path, target)  # noqa: PTH104 - Path's makes another Path
 
     def link(self, path: Path, target: Path) -> None:
         """Give a file a second name. Raises FileExistsError: unlike ``rename`` it never replaces."""
@@ -125,7 +134,7 @@ class Disk:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
         try:
-            with self._call("write", path):
+            with self._call("write", path, data=data):
                 view = memoryview(data)
                 while view:
                     view = view[os.write(descriptor, view) :]
@@ -143,7 +152,7 @@ class Disk:
 
     def append(self, path: Path, data: bytes) -> None:
         """Add to the end of a file, made if need be; not synced."""
-        with self._call("append", path):
+        with self._call("append", path, data=data):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
             try:

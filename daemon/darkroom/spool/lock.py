@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -31,9 +32,10 @@ class Lock:
                 f"another darkroom ({holder(self.path.parent) or 'unknown'}) works on {self.path.parent.parent}; "
                 "stop it first, or give this one another folder with --root"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         self._descriptor = descriptor
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, nobody can read whose it is
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def release(self) -> None:
         """Let go; harmless where it is not held."""

@@ -74,7 +74,8 @@ class Spool:
             except OSError as error:
                 raise ConfigError(f"{folder}: cannot be made: {error.strerror}; see [folders]") from None
         try:
-            self._lock.acquire()
+            with storage_errors(self.working, "lock"):
+                self._lock.acquire()
         except OSError as error:
             raise ConfigError(f"{self.working}: cannot be locked: {error.strerror}; see [folders]") from None
         try:
@@ -151,6 +152,10 @@ class Spool:
         """What lies in the inbox, in no order. Raises OSError where it cannot be read."""
         return inbox_folder.look(self.inbox)
 
+    def walk(self) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
+        """The same by names alone; temporaries are left out. Raises OSError where it cannot be read."""
+        return inbox_folder.walk(self.inbox)
+
     def waiting(self) -> int:
         """How many files lie in the inbox, by their names. Raises OSError where it cannot be read."""
         return inbox_folder.count(self.inbox)
@@ -163,7 +168,8 @@ class Spool:
         Raises StorageTrouble; PermissionError where the file may not be moved.
         """
         origin = Origin.of(arrival)
-        id = new_id(published_name(arrival.name))
+        name = published_name(arrival.name)
+        id = new_id(name)
         folder = self.working / id
         self.disk.mkdir(folder)
         self.disk.write(folder / ORIGIN, origin.model_dump_json().encode())
@@ -180,7 +186,7 @@ class Spool:
                 raise
         self.disk.sync_folder(folder)
         self.disk.sync_folder(arrival.path.parent)
-        return Ticket.load(folder, self.disk)
+        return Ticket(id, name, folder, origin, self.disk)
 
     def _undo_claim(self, folder: Path) -> None:
         try:
@@ -291,9 +297,9 @@ class Spool:
             self.disk.replace(folder / ERROR, _pretty(verdict.error))
         result = verdict.result.model_copy(update={"name": name})
         self.disk.replace(folder / RESULT, _pretty(result))
-        for path in list(folder.iterdir()):
-            if path.name in _PRIVATE or path.name.startswith((ATTEMPT, ".")):
-                self.disk.unlink(path)
+        for file in os.listdir(folder):  # noqa: PTH208 - names are enough
+            if file in _PRIVATE or file.startswith((ATTEMPT, ".")):
+                self.disk.unlink(folder / file)
         self.disk.sync_folder(folder)
 
 

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,12 +53,16 @@ def timestamp(ns: int | None = None) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+@cache
 def boot_id() -> str:
     """Which boot of this machine it is; empty where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class Origin(BaseModel):
@@ -154,21 +159,27 @@ class Ticket:
 
     def attempts(self) -> list[Attempt]:
         """Every waking of the engine for this job that is on record, in order."""
-        found: list[tuple[int, Attempt]] = []
-        for path in self.folder.glob(f"{ATTEMPT}*"):
-            number = path.name.removeprefix(ATTEMPT)
-            if not number.isdigit():
-                continue
+        found: list[Attempt] = []
+        for number in self._attempt_numbers():
             try:
-                attempt = Attempt.model_validate_json(path.read_bytes())
+                attempt = Attempt.model_validate_json(self._attempt(number).read_bytes())
             except ValidationError:
                 attempt = Attempt(boot_id="")
-            found.append((int(number), attempt))
-        return [attempt for _, attempt in sorted(found, key=lambda pair: pair[0])]
+            found.append(attempt)
+        return found
+
+    def count_attempts(self) -> int:
+        """How many there were."""
+        return len(self._attempt_numbers())
+
+    def _attempt_numbers(self) -> list[int]:
+        names = os.listdir(self.folder)  # noqa: PTH208 - names are enough
+        numbers = (name.removeprefix(ATTEMPT) for name in names if name.startswith(ATTEMPT))
+        return sorted(int(number) for number in numbers if number.isdigit())
 
     def begin_attempt(self) -> int:
         """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1."""
-        number = len(self.attempts()) + 1
+        number = self.count_attempts() + 1
         self.disk.write(self._attempt(number), Attempt(boot_id=boot_id()).model_dump_json().encode())
         self.disk.sync_folder(self.folder)
         return number
@@ -215,7 +226,7 @@ class Ticket:
 
     def log(self, event: str, fields: Mapping[str, Any]) -> None:
         """Add a line to log.jsonl. Never raises: a job does not fail for its log."""
-        line = json.dumps({"time": timestamp(), "event": event, **fields}, ensure_ascii=False, default=str)
+        line = _json({"time": timestamp(), "event": event, **fields})
         try:
             self.disk.append(self.folder / LOG, line.encode("utf-8", "backslashreplace") + b"\n")
         except (OSError, StorageTrouble):
