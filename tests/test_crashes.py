@@ -77,7 +77,12 @@ JOB = {"width": 64, "height": 64, "num_inference_steps": 1}
 
 def cancel_it(darkroom: Darkroom) -> None:
     """A job that was claimed by an earlier daemon, and cancelled since."""
-    loop = darkroom.loop(Engine(darkroom), CrashingDisk(at=25), once=True)
+
+    def observe(call: Call) -> None:
+        if call.path.name == ".job.json.tmp":
+            raise Crash
+
+    loop = darkroom.loop(Engine(darkroom), Disk(observe), once=True)
     with pytest.raises(Crash):
         loop.run()
     loop.guard.stop()

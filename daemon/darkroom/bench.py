@@ -9,20 +9,14 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
-
 from darkroom.config import Config, Folders, Log
-from darkroom.events import Event, Finished, Loaded, Picture
+from darkroom.events import Event
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import Job
 from darkroom.logs import make_logger
@@ -36,47 +30,79 @@ PICTURE = bytes(1024)
 BLOCK = 20
 """So many jobs of one side, then as many of the other."""
 
-Progress = Callable[[str, int, int], None]
-"""What is being measured, how much of it is done, of how much."""
+FEW = 100
+"""How many wait on the side that is compared with many."""
+
+SETTLED = 400
+"""So many jobs are done before anything is measured where many wait."""
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, of how much."""
 
 
-class NoEngine:
-    """An executor whose pictures are ready before they are asked for."""
-
-    pid = None
-
-    def start(self) -> None:
-        """Nothing need be started."""
-
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
-        """As ``Executor.run``."""
-        yield Loaded(job.model, 0.0, "none")
-        for index in range(job.count):
-            yield Picture(index, job.seed_of(index), job.width, job.height, PICTURE, "png")
-        yield Finished({"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0})
-
-    def close(self) -> None:
-        """Nothing was started."""
+def _fill(folder: Path, numbers: range) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        descriptor = os.open(f"{folder}/{_file(number)}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        os.write(descriptor, JOB)
+        os.close(descriptor)
 
 
-@dataclass
-class Rate:
-    """Jobs and the seconds they took."""
+def _file(number: int) -> str:
+    return f"job-{number:07}.json"
 
-    jobs: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
-    @property
-    def per_s(self) -> float:
-        """Jobs per second."""
-        return self.jobs / self.seconds if self.seconds else 0.0
+class Daemon:
+    """A daemon without an engine, that is led step by step. ``ended`` holds the ids of the jobs done."""
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
+        config = Config(folders=Folders(root=root))
+        self.root = root
+        self.ended: list[str] = []
+        self._log = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        self.loop = Loop(
+            config=config,
+            spool=Spool(config.folders, config.limits, disk),
+            executor=NoEngine(),
+            logger=make_logger(Log(format="json"), self._log),
+            viewer=self,
+            once=True,
+        )
+
+    def __enter__(self) -> Daemon:
+        self.loop.spool.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.shutdown()
+        self._log.close()
+
+    def do(self, jobs: int) -> float:
+        """Do so many jobs. Returns the seconds they took."""
+        goal = len(self.ended) + jobs
+        begin = time.perf_counter()
+        while len(self.ended) < goal and self.loop.step():
+            continue
+        return time.perf_counter() - begin
+
+    def claimed(self, ticket: Ticket, job: Job) -> None:
+        """As ``Viewer.claimed``."""
+
+    def event(self, ticket: Ticket, event: Event) -> None:
+        """As ``Viewer.event``."""
+
+    def state(self, state: str, why: str | None) -> None:
+        """As ``Viewer.state``."""
+
+    def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
+        """As ``Viewer.verdict``."""
+        self.ended.append(ticket.id)
 
 
 # The floor
 
 
-class _Recorder(Disk):
+class Recorder(Disk):
     """Keeps what is done to the disk, with sizes."""
 
     def __init__(self) -> None:
@@ -158,94 +184,133 @@ def _file(number: int) -> str:
     return f"job-{number:07}.json"
 
 
+_Calls = list[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
 class Floor:
-    """One job's calls, done again and again in a spool of their own."""
+    """What one job does to the disk, done again and again in a spool of its own, with nothing around it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._root = folder / "floor"
         self._next = 0
-        self._calls = self._record(folder / "recorded")
-        self.fsyncs = sum(name in ("sync", "write") for name, _ in self._calls)
+        self._recorded = self._record(folder / "recorded")
+        self.calls = len(self._recorded)
+        self.fsyncs = sum(name in ("sync", "write") for name, _ in self._recorded)
+        for name in ("working", "done"):
+            (self._root / name).mkdir(parents=True)
 
     def _record(self, root: Path) -> list[tuple[str, tuple[Any, ...]]]:
-        """What the second of two jobs does, its paths relative to the root, ``{id}`` and ``{name}`` left open."""
+        """The calls of the second of two jobs: paths relative to the root, with ``{id}`` and ``{name}`` in them."""
         _fill(root / "inbox", range(2))
-        recorder, ids, marks = _Recorder(), [], []
-
-        def ended(id: str) -> None:
-            ids.append(id)
-            marks.append((len(recorder.kept), recorder.calls))
-
-        daemon = Daemon(root, ended, disk=recorder)
-        daemon.run()
-        (begin, _), (end, _) = marks
-        id, name = ids[1], Path(_file(1)).stem
+        recorder = Recorder()
+        with Daemon(root, recorder) as daemon:
+            daemon.do(1)
+            begin = len(recorder.kept)
+            daemon.do(1)
+            end = len(recorder.kept)
+        id, name = daemon.ended[1], Path(_file(1)).stem
 
         def opened(value: Any) -> Any:
             if isinstance(value, Path):
                 return str(value.relative_to(root)).replace(id, "{id}").replace(name, "{name}")
             return value
 
-        kept = [(call, tuple(map(opened, values))) for call, values in recorder.kept[begin:end]]
-        return [(call, values) for call, values in kept if "health.json" not in values[0]]
+        calls = [(call, tuple(map(opened, values))) for call, values in recorder.kept[begin:end]]
+        return [(call, values) for call, values in calls if "health.json" not in values[0]]
 
-    def prepare(self, jobs: int) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
-        """The calls of so many jobs, ready to be made; their files lie in the inbox."""
-        root = self._folder / "floor"
+    def prepare(self, jobs: int) -> _Calls:
+        """The calls of so many jobs; their files lie in the inbox."""
         numbers = range(self._next, self._next + jobs)
         self._next += jobs
-        for name in ("working", "done"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        _fill(root / "inbox", numbers)
-        calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        _fill(self._root / "inbox", numbers)
+        calls: _Calls = []
         for number in numbers:
             id, name = f"20000101T000000Z-job-{number:07}-00000000", Path(_file(number)).stem
-            for call, values in self._calls:
-                paths = (f"{root}/{v}".format(id=id, name=name) if isinstance(v, str) else v for v in values)
-                calls.append((_BARE[call], tuple(paths)))
+            for call, values in self._recorded:
+                real = (f"{self._root}/{v}".format(id=id, name=name) if isinstance(v, str) else v for v in values)
+                calls.append((_BARE[call], tuple(real)))
         return calls
 
 
-def _make(calls: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> float:
+def _make(calls: _Calls) -> float:
     begin = time.perf_counter()
     for call, values in calls:
         call(*values)
     return time.perf_counter() - begin
 
 
-# The daemon
+# What is measured
 
 
-class Daemon:
-    """A whole daemon without an engine. ``ended`` is told of each verdict, in the midst of the work."""
+def against_the_floor(folder: Path, jobs: int, rounds: int, progress: Progress) -> dict[str, Any]:
+    """The daemon and the floor in turns. ``ratio``: the median of the rounds' rates, ours by the floor's."""
+    floor = Floor(folder)
+    _make(floor.prepare(BLOCK))
+    size = max(1, jobs // rounds)
+    ours, bare, cpu = [], [], 0.0
+    for number in range(rounds):
+        root = folder / f"daemon-{number}"
+        _fill(root / "inbox", range(size))
+        taken = floor_taken = 0.0
+        with Daemon(root) as daemon:
+            done = 0
+            while done < size:
+                block = min(BLOCK, size - done)
+                done += block
+                begin = time.process_time()
+                taken += daemon.do(block)
+                cpu += time.process_time() - begin
+                floor_taken += _make(floor.prepare(block))
+                progress(number * size + done, rounds * size)
+        ours.append(size / taken)
+        bare.append(size / floor_taken)
+    return {
+        "file_system": file_system_of(folder),
+        "jobs": size * rounds,
+        "rounds": rounds,
+        "jobs_per_s": round(statistics.median(ours), 1),
+        "floor_jobs_per_s": round(statistics.median(bare), 1),
+        "ratio": round(statistics.median(a / b for a, b in zip(ours, bare, strict=True)), 3),
+        "cpu_us_per_job": round(1e6 * cpu / (size * rounds)),
+        "calls_per_job": floor.calls,
+        "fsyncs_per_job": floor.fsyncs,
+    }
 
-    def __init__(self, root: Path, ended: Callable[[str], None], disk: Disk | None = None, **options: Any) -> None:
-        self.config = Config(folders=Folders(root=root), **options)
-        self._ended = ended
-        self._log = Path(os.devnull).open("w")
-        self.loop = Loop(
-            config=self.config,
-            spool=Spool(self.config.folders, self.config.limits, disk),
-            executor=NoEngine(),
-            logger=make_logger(Log(format="json"), self._log),
-            viewer=self,
-            once=True,
-        )
 
-    def run(self) -> None:
-        """Do what lies in the inbox."""
-        self.loop.run()
-        self._log.close()
+def many_against_few(folder: Path, waiting: int, jobs: int, progress: Progress) -> dict[str, Any]:
+    """One daemon before a long inbox, one before a short one, in turns; and the same with many and few results."""
+    _fill(folder / "few" / "inbox", range(FEW))
+    _fill(folder / "many" / "inbox", range(waiting))
+    with Daemon(folder / "few") as few, Daemon(folder / "many") as many:
+        first_claim_s = many.do(1)
+        few.do(1)
+        next_number = FEW
+        seconds = {"few": 0.0, "many": 0.0}
+        ratios = []
+        rounds = max(1, min(jobs, waiting - SETTLED) // BLOCK)
+        for round_ in range(rounds):
+            # What is taken is put back, out of time, so that as many wait as before.
+            _fill(folder / "few" / "inbox", range(next_number, next_number + BLOCK))
+            next_number += BLOCK
+            few.loop.intake.look_afresh()
+            sides = [("few", few), ("many", many)]
+            taken = {name: daemon.do(BLOCK) for name, daemon in (sides if round_ % 2 else sides[::-1])}
+            for name in seconds:
+                seconds[name] += taken[name]
+            ratios.append(taken["few"] / taken["many"])
+            progress((round_ + 1) * BLOCK, rounds * BLOCK)
+    return {
+        "waiting": waiting,
+        "few": FEW,
+        "first_claim_s": round(first_claim_s, 2),
+        "few_jobs_per_s": round(rounds * BLOCK / seconds["few"], 1),
+        "many_jobs_per_s": round(rounds * BLOCK / seconds["many"], 1),
+        "ratio_waiting": round(seconds["few"] / seconds["many"], 3),
+        "ratio_waiting_median": round(statistics.median(ratios), 3),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
-    def claimed(self, ticket: Ticket, job: Job) -> None:
-        """As ``Viewer.claimed``."""
 
-    def event(self, ticket: Ticket, event: Event) -> None:
-        """As ``Viewer.event``."""
-
-    def state(self, state: str, why: str | None) -> None:
-        """As ``Viewer.state``."""
-
-    def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
-        """As ``Viewer.verdict``."""
-        self._ended(ticket.id)
+def claim_costs(folder: Path, sizes: tuple[int, ...], results: tuple[int, ...], progress: Progress) -> dict[str, Any]:
+    """Microseconds of one claim and of one publishing, by how many wait and by how many results there are."""
+    raise NotImplementedError

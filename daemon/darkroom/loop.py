@@ -108,15 +108,20 @@ class Loop:
 
     def main_loop(self) -> None:
         """Tick, take, work; sleep where there is nothing to take."""
-        while not self.stopping:
-            self.tick()
-            ticket = self._next_ticket()
-            if ticket is not None:
-                self._work_on(ticket)
-            elif self.once and self._nothing_left():
-                return
-            else:
-                self._sleep()
+        while not self.stopping and self.step():
+            continue
+
+    def step(self) -> bool:
+        """One job, or one sleep. Returns False where nothing is left and nothing more is waited for."""
+        self.tick()
+        ticket = self._next_ticket()
+        if ticket is not None:
+            self._work_on(ticket)
+        elif self.once and self._nothing_left():
+            return False
+        else:
+            self._sleep()
+        return True
 
     def shutdown(self) -> None:
         """End the engine, let go of the spool."""

@@ -15,6 +15,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 MAX_DIGITS = 40
+SHOWN = 80
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -66,6 +67,12 @@ def decode(data: bytes) -> str:
         raise JSONFault(
             f"the file is not UTF-8 text: byte 0x{data[error.start]:02x}", before + "?", len(before), "save it as UTF-8"
         ) from None
+
+
+def shown(text: str) -> str:
+    """A piece of somebody's file as it may stand in a message: short, and free of what is no character."""
+    clean = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return clean if len(clean) <= SHOWN else clean[:SHOWN] + "…"
 
 
 def parse(text: str) -> Document:
@@ -189,10 +196,10 @@ class _Parser:
             start = at
             key, at = self.string(at)
             if key in values:
-                raise self.fault(f'"{key}" stands here twice', start, "keep one of them")
+                raise self.fault(f'"{shown(key)}" stands here twice', start, "keep one of them")
             at = _skip(self.text, at)
             if not self.text.startswith(":", at):
-                raise self.fault(f'a colon is missing after "{key}"', at)
+                raise self.fault(f'a colon is missing after "{shown(key)}"', at)
             values[key], at = self.value(_skip(self.text, at + 1), (*path, key))
             at = _skip(self.text, at)
             if self.text.startswith("}", at):

@@ -37,6 +37,7 @@ def build(run: Path) -> StableDiffusionPipeline:
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
     networks, vae = Networks(tokenizer), new_vae()
     networks.unet.set_attn_processor(AttnProcessor2_0())
+    networks.text_encoder.set_attn_implementation("sdpa")
     initialize(vae)
     if (state := load_checkpoint(run / UNET_CHECKPOINT, cpu)) is not None:
         networks.load_state_dict(state["average"])

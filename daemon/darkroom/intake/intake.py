@@ -39,6 +39,9 @@ WINDOW = 20_000
 SCAN_SHARE = 30
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
 
+JUDGE_SHARE = 20
+"""The same for judging files before their turn: some hundreds within a second, thousands in the course of the work."""
+
 SLICE_S = 0.02
 """How long a scan goes on at a time."""
 
@@ -123,6 +126,7 @@ class Intake:
     _unreadable_in_a_row: int = 0
     """How many files were looked into since one could be read."""
 
+    _next_judging: float = 0.0
     _next_unfinished_look: float = 0.0
 
     # Looking
@@ -158,9 +162,11 @@ class Intake:
 
     def wait_s(self) -> float:
         """How many seconds one may sleep before there is something to do here, hints aside."""
-        if self._new or self._hopeless or self._hints or self._scan is not None:
+        if self._hopeless or self._hints or self._scan is not None:
             return 0.0
         due = self._scan_due()
+        if self._new:
+            due = min(due, self._next_judging)
         if self._unfinished:
             due = min(due, self._next_unfinished_look)
         return max(0.0, due - self.clock())
@@ -180,11 +186,14 @@ class Intake:
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
         """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
-        end = self.clock() + budget_s
-        while self._new and self.clock() < end:
-            candidate = self._new.popleft()
-            if self._is_here(candidate) and candidate.state is _Is.NEW:
-                self._examine(candidate)
+        begin = self.clock()
+        if self._new and begin >= self._next_judging:
+            while self._new and self.clock() < begin + budget_s:
+                candidate = self._new.popleft()
+                if self._is_here(candidate) and candidate.state is _Is.NEW:
+                    self._examine(candidate)
+            end = self.clock()
+            self._next_judging = end + JUDGE_SHARE * (end - begin)
         while self._hopeless:
             candidate = self._hopeless.popleft()
             if self._is_here(candidate) and candidate.state is _Is.HOPELESS:

@@ -15,7 +15,6 @@ from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER, changes_nothing
 from darkroom.job.types import Request
 
 _FIELDS = tuple(Request.model_fields)
-_GOT_LENGTH = 80
 _DID_YOU_MEAN = "did you mean {}?"
 _OVERRIDES = "override_settings"
 _OVERRIDABLE = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
@@ -199,8 +198,7 @@ def _hint_for_number(value: Any) -> str | None:
 def _shown(value: Any) -> Any:
     """The value for the report: short, and free of what JSON cannot hold."""
     if isinstance(value, str):
-        clean = value.encode("utf-8", "backslashreplace").decode("utf-8")
-        return clean if len(clean) <= _GOT_LENGTH else clean[:_GOT_LENGTH] + "…"
+        return strict_json.shown(value)
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
     return value
@@ -211,5 +209,4 @@ def _place(error: FieldError, document: strict_json.Document | None, prefix: tup
         return error
     path = error.field.split(".", 1) if error.field.startswith(f"{_OVERRIDES}.") else [error.field]
     line, column = document.place((*prefix, *path))
-    shown = error.field.encode("utf-8", "backslashreplace").decode("utf-8")[:_GOT_LENGTH]
-    return FieldError(error.message, shown, line, column, error.got, error.hint)
+    return FieldError(error.message, strict_json.shown(error.field), line, column, error.got, error.hint)

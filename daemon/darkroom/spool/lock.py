@@ -9,7 +9,8 @@ import os
 import socket
 from pathlib import Path
 
-from darkroom.errors import SpoolInUse
+from darkroom.errors import SpoolInUse, StorageTrouble
+from darkroom.spool.disk import Disk
 
 LOCK = ".lock"
 
@@ -17,8 +18,9 @@ LOCK = ".lock"
 class Lock:
     """Held from ``acquire`` to ``release`` or the end of the process, however that comes."""
 
-    def __init__(self, working: Path) -> None:
+    def __init__(self, working: Path, disk: Disk) -> None:
         self.path = working / LOCK
+        self._disk = disk
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -33,9 +35,9 @@ class Lock:
                 "stop it first, or give this one another folder with --root"
             ) from None
         self._descriptor = descriptor
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, nobody can read whose it is
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        with contextlib.suppress(OSError, StorageTrouble):  # the lock holds all the same, nobody can read whose it is
+            self._disk.write(self.path, json.dumps(owner).encode(), sync=False)
 
     def release(self) -> None:
         """Let go; harmless where it is not held."""

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -57,7 +58,7 @@ class Spool:
         self.failed = folders.named("failed")
         self.limits = limits
         self.disk = disk or Disk()
-        self._lock = Lock(self.working)
+        self._lock = Lock(self.working, self.disk)
         self._inbox_identity: tuple[int, int] | None = None
         self._moved: dict[Path, Path] = {}
 
@@ -68,11 +69,7 @@ class Spool:
 
         Raises SpoolInUse, or ConfigError where a folder cannot be used.
         """
-        for folder in (self.root, self.inbox, self.working, self.done, self.failed):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"{folder}: cannot be made: {error.strerror}; see [folders]") from None
+        self._make_folders()
         try:
             with storage_errors(self.working, "lock"):
                 self._lock.acquire()
@@ -88,6 +85,25 @@ class Spool:
     def close(self) -> None:
         """Let go of the lock."""
         self._lock.release()
+
+    def _make_folders(self) -> None:
+        """Durable, also where an earlier daemon made them and did not live to sync them."""
+        holding: dict[Path, None] = {}
+        for folder in (self.root, self.inbox, self.working, self.done, self.failed):
+            missing = takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))
+            for path in (*reversed(list(missing)), folder):
+                try:
+                    if not path.is_dir():
+                        self.disk.mkdir(path)
+                except OSError as error:
+                    if not path.is_dir():  # nobody else was quicker
+                        raise ConfigError(f"{folder}: cannot be made: {error.strerror}; see [folders]") from None
+                holding[path.parent] = None
+        for parent in holding:
+            try:
+                self.disk.sync_folder(parent)
+            except PermissionError:
+                continue  # above the root, where we may not look and have made nothing
 
     def _probe(self) -> None:
         """A real rename through all folders: the only proof that renames between them work."""
