@@ -186,13 +186,14 @@ class DiskModel:
         """What may be found after a cut now, the poorest first; each once.
 
         Every combination of the folders where there are at most ``most``, else one and two folders at a time and a
-        sample. Of the files: all whole, all unsynced ones damaged in each way, and (for the poorest and the fullest
+        sample; with 0 only the poorest, the fullest, and those where one folder differs. Of the files: all whole, all unsynced ones damaged in each way, and (for the poorest and the fullest
         folders, or ``thorough``ly for all) each one by itself.
         """
         seen: set[str] = set()
         lengths = self._open_folders()
         poorest, fullest = self._settled({folder: folder.synced for folder in lengths}), dict(lengths)
-        for cut in self._cuts(lengths, chance, most):
+        cuts = self._cuts(lengths, chance, most) if most else self._extreme_cuts(lengths)
+        for cut in self._each_once(cuts):
             unsynced: list[File] = []
             whole = self._state(cut, {}, unsynced)
             damages: list[dict[File, str]] = [dict.fromkeys(unsynced, kind) for kind in KINDS] if unsynced else []
@@ -223,13 +224,20 @@ class DiskModel:
         """Where each log may end."""
         folders = list(lengths)
         ranges = [range(folder.synced, lengths[folder] + 1) for folder in folders]
-        wanted: Iterator[dict[Folder, int]]
         if math.prod(map(len, ranges)) <= most:
-            wanted = (dict(zip(folders, ends, strict=True)) for ends in itertools.product(*ranges))
-        else:
-            wanted = self._some_cuts(lengths, chance)
+            return (dict(zip(folders, ends, strict=True)) for ends in itertools.product(*ranges))
+        return self._some_cuts(lengths, chance)
+
+    def _extreme_cuts(self, lengths: dict[Folder, int]) -> Iterator[dict[Folder, int]]:
+        poorest = {folder: folder.synced for folder in lengths}
+        yield poorest
+        yield from (poorest | {folder: length} for folder, length in lengths.items())
+        yield from (lengths | {folder: folder.synced} for folder in lengths)
+        yield lengths
+
+    def _each_once(self, cuts: Iterator[dict[Folder, int]]) -> Iterator[dict[Folder, int]]:
         seen: set[tuple[int, ...]] = set()
-        for cut in wanted:
+        for cut in cuts:
             settled = self._settled(cut)
             key = tuple(settled.values())
             if key not in seen:

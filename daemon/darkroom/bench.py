@@ -11,12 +11,13 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from darkroom.config import Config, Folders, Log
-from darkroom.events import Event
+from darkroom.errors import RenderFailed
+from darkroom.events import Event, Finished, Loaded, Picture
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import Job
 from darkroom.logs import make_logger
@@ -33,11 +34,27 @@ BLOCK = 20
 FEW = 100
 """How many wait on the side that is compared with many."""
 
-SETTLED = 400
-"""So many jobs are done before anything is measured where many wait."""
-
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
+
+
+class NoEngine:
+    """An executor whose pictures are ready before they are asked for."""
+
+    pid = None
+
+    def start(self) -> None:
+        """Nothing need be started."""
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        """As ``Executor.run``."""
+        yield Loaded(job.model, 0.0, "none")
+        for index in range(job.count):
+            yield Picture(index, job.seed_of(index), job.width, job.height, PICTURE, "png")
+        yield Finished({"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0})
+
+    def close(self) -> None:
+        """Nothing was started."""
 
 
 def _fill(folder: Path, numbers: range) -> None:
@@ -83,7 +100,21 @@ class Daemon:
         begin = time.perf_counter()
         while len(self.ended) < goal and self.loop.step():
             continue
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        if self.loop.work.failed or len(self.ended) < goal:
+            raise RenderFailed(f"A job of the benchmark did not end well: see {self.root}")
+        return seconds
+
+    def do_one(self) -> float:
+        """Do one job. Returns the seconds from looking for it to having claimed it."""
+        begin = time.perf_counter()
+        arrival = self.loop.intake.take()
+        ticket = None if arrival is None else self.loop.spool.claim(arrival)
+        seconds = time.perf_counter() - begin
+        if ticket is None:
+            raise RenderFailed(f"There was no job to be claimed: see {self.root}")
+        self.loop.work.do(ticket)
+        return seconds
 
     def claimed(self, ticket: Ticket, job: Job) -> None:
         """As ``Viewer.claimed``."""
@@ -103,37 +134,44 @@ class Daemon:
 
 
 class Recorder(Disk):
-    """Keeps what is done to the disk, with sizes."""
+    """Keeps what is done to the disk, with the bytes that are written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[tuple[str, tuple[Any, ...]]] = []
 
     def mkdir(self, path: Path) -> None:
+        """As ``Disk.mkdir``."""
         self.kept.append(("mkdir", (path,)))
         super().mkdir(path)
 
     def rename(self, path: Path, target: Path) -> None:
+        """As ``Disk.rename``."""
         self.kept.append(("rename", (path, target)))
         super().rename(path, target)
 
     def unlink(self, path: Path) -> None:
+        """As ``Disk.unlink``."""
         self.kept.append(("unlink", (path,)))
         super().unlink(path)
 
     def sync_folder(self, path: Path) -> None:
+        """As ``Disk.sync_folder``."""
         self.kept.append(("sync", (path,)))
         super().sync_folder(path)
 
     def sync_file(self, path: Path) -> None:
+        """As ``Disk.sync_file``."""
         self.kept.append(("sync", (path,)))
         super().sync_file(path)
 
     def write(self, path: Path, data: bytes, *, sync: bool = True) -> None:
+        """As ``Disk.write``."""
         self.kept.append(("write" if sync else "write_unsynced", (path, data)))
         super().write(path, data, sync=sync)
 
     def append(self, path: Path, data: bytes) -> None:
+        """As ``Disk.append``."""
         self.kept.append(("append", (path, data)))
         super().append(path, data)
 
@@ -172,16 +210,6 @@ _BARE: dict[str, Callable[..., None]] = {
     "write_unsynced": _write_unsynced,
     "append": _append,
 }
-
-
-def _fill(inbox: Path, numbers: range) -> None:
-    inbox.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        (inbox / _file(number)).write_bytes(JOB)
-
-
-def _file(number: int) -> str:
-    return f"job-{number:07}.json"
 
 
 _Calls = list[tuple[Callable[..., None], tuple[Any, ...]]]
@@ -278,39 +306,51 @@ def against_the_floor(folder: Path, jobs: int, rounds: int, progress: Progress) 
 
 
 def many_against_few(folder: Path, waiting: int, jobs: int, progress: Progress) -> dict[str, Any]:
-    """One daemon before a long inbox, one before a short one, in turns; and the same with many and few results."""
-    _fill(folder / "few" / "inbox", range(FEW))
+    """One daemon before a long inbox, one before a short one, in turns. ``ratio``: the rates of the long by the short.
+
+    All that is done meanwhile for files whose turn is far counts against the long one.
+    """
     _fill(folder / "many" / "inbox", range(waiting))
+    return {"waiting": waiting, **_in_turns(folder, min(jobs, waiting // 2), progress)}
+
+
+def crowded_against_empty(folder: Path, results: int, jobs: int, progress: Progress) -> dict[str, Any]:
+    """The same for two daemons before a short inbox, one of which has many results in its ``done/``."""
+    _fill(folder / "many" / "inbox", range(FEW + jobs + BLOCK))
+    for number in range(results):
+        (folder / "many" / "done" / f"old-{number}").mkdir(parents=True)
+    return {"results": results, **_in_turns(folder, jobs, progress)}
+
+
+def _in_turns(folder: Path, jobs: int, progress: Progress) -> dict[str, Any]:
+    """Jobs of the spools ``many`` and ``few``, in turns; what is taken from the latter's inbox is put back."""
+    _fill(folder / "few" / "inbox", range(FEW))
+    next_number = FEW
     with Daemon(folder / "few") as few, Daemon(folder / "many") as many:
+        sides = {"few": few, "many": many}
         first_claim_s = many.do(1)
         few.do(1)
-        next_number = FEW
-        seconds = {"few": 0.0, "many": 0.0}
-        ratios = []
-        rounds = max(1, min(jobs, waiting - SETTLED) // BLOCK)
+        seconds = dict.fromkeys(sides, 0.0)
+        claims: dict[str, list[float]] = {name: [] for name in sides}
+        rounds = max(1, jobs // BLOCK)
         for round_ in range(rounds):
-            # What is taken is put back, out of time, so that as many wait as before.
             _fill(folder / "few" / "inbox", range(next_number, next_number + BLOCK))
             next_number += BLOCK
             few.loop.intake.look_afresh()
-            sides = [("few", few), ("many", many)]
-            taken = {name: daemon.do(BLOCK) for name, daemon in (sides if round_ % 2 else sides[::-1])}
-            for name in seconds:
-                seconds[name] += taken[name]
-            ratios.append(taken["few"] / taken["many"])
+            for name in sides if round_ % 2 else reversed(sides):
+                seconds[name] += sides[name].do(BLOCK - 1)
+                claims[name].append(sides[name].do_one())
             progress((round_ + 1) * BLOCK, rounds * BLOCK)
+    claim_us = {name: round(1e6 * statistics.median(taken)) for name, taken in claims.items()}
+    done = rounds * (BLOCK - 1)
     return {
-        "waiting": waiting,
-        "few": FEW,
+        "file_system": file_system_of(folder),
+        "jobs": done,
         "first_claim_s": round(first_claim_s, 2),
-        "few_jobs_per_s": round(rounds * BLOCK / seconds["few"], 1),
-        "many_jobs_per_s": round(rounds * BLOCK / seconds["many"], 1),
-        "ratio_waiting": round(seconds["few"] / seconds["many"], 3),
-        "ratio_waiting_median": round(statistics.median(ratios), 3),
+        "few_jobs_per_s": round(done / seconds["few"], 1),
+        "jobs_per_s": round(done / seconds["many"], 1),
+        "ratio": round(seconds["few"] / seconds["many"], 3),
+        "claim_us": claim_us["many"],
+        "few_claim_us": claim_us["few"],
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-
-
-def claim_costs(folder: Path, sizes: tuple[int, ...], results: tuple[int, ...], progress: Progress) -> dict[str, Any]:
-    """Microseconds of one claim and of one publishing, by how many wait and by how many results there are."""
-    raise NotImplementedError

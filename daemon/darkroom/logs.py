@@ -13,42 +13,49 @@ from darkroom.config import Log
 
 
 class _Unbreakable:
-    """A stream whose reader may go away: a closed terminal or pipe does not end the daemon."""
+    """A stream whose reader may go away: a closed terminal or pipe does not end the daemon.
 
-    def __init__(self, stream: TextIO) -> None:
+    None is what ``sys.stdout`` is at the moment of writing, which a progress bar may have replaced.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            return (self._stream or sys.stdout).write(text)
         except (OSError, ValueError):
             return len(text)
 
     def flush(self) -> None:
         try:
-            self._stream.flush()
+            (self._stream or sys.stdout).flush()
         except (OSError, ValueError):
             return
 
 
-def make_logger(log: Log, stream: TextIO | None = None, *, pretty: bool | None = None) -> Any:
-    """A logger: ``logger.info("job.done", id=…)``.
+def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str] = frozenset()) -> Any:
+    """A logger: ``logger.info("job.done", id=…)``, to ``stream`` or standard output.
 
-    ``pretty`` decides where ``log.format`` is ``auto``; without it, a terminal gets coloured lines.
+    Where ``log.format`` is ``auto``, a terminal gets coloured lines. The events in ``silent`` are left out.
     """
     target = stream or sys.stdout
-    if log.format != "auto":
-        pretty = log.format == "console"
-    elif pretty is None:
-        pretty = target.isatty()
+    pretty = target.isatty() if log.format == "auto" else log.format == "console"
+
+    def leave_out(logger: Any, method: str, fields: Any) -> Any:
+        if fields["event"] in silent:
+            raise structlog.DropEvent
+        return fields
+
     encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
     renderer: Any = structlog.processors.JSONRenderer(serializer=lambda fields, **_: encode(fields))
     if pretty:
         renderer = structlog.dev.ConsoleRenderer(colors=target.isatty())
     logger = structlog.wrap_logger(
-        structlog.WriteLogger(_Unbreakable(target)),  # type: ignore[arg-type]
+        structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
         processors=[
+            leave_out,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             _printable,

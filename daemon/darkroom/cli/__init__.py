@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from darkroom import __version__
+from darkroom.cli.bench import app as bench_commands
 from darkroom.errors import DarkroomError
 
 app = typer.Typer(
@@ -32,6 +33,9 @@ RootOption = Annotated[
     Path | None, typer.Option("--root", "-r", metavar="DIR", help="The spool, instead of the config's [folders].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+app.add_typer(bench_commands, name="bench")
 
 
 def _print_version(value: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from darkroom.cli.screen import Screen
+from darkroom.cli.screen import SHOWN, Screen
 from darkroom.config import Log, load
 from darkroom.executors import make_executor
 from darkroom.logs import make_logger
@@ -24,9 +24,9 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
     screen = Screen(live=on_terminal)
     log = config.log
     if on_terminal and log.format == "auto":
-        # The screen shows what goes on; the log is left with what went wrong.
+        # The screen shows what goes on; the log is left with what went wrong otherwise.
         log = Log(level="warning", format="console")
-    logger = make_logger(log)
+    logger = make_logger(log, silent=SHOWN if on_terminal else frozenset())
     loop = Loop(
         config=config,
         spool=Spool(config.folders, config.limits),
@@ -38,6 +38,7 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
     _obey_signals(loop)
     with screen.showing(loop.spool):
         loop.run()
+    screen.say(f"{loop.work.done} done, {loop.work.failed} failed")
     if sheet is not None:
         _make_sheet(screen, sheet, logger)
     return 1 if once and loop.work.failed else 0

@@ -15,6 +15,9 @@ from darkroom.events import Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.job import Job
 from darkroom.spool import Spool, Ticket, Verdict
 
+SHOWN = frozenset({"job.failed", "job.warning", "oom.step_down", "daemon.paused"})
+"""Events of the log that a person sees here anyway."""
+
 MOST_PICTURES = 1000
 """A contact sheet holds no more."""
 

@@ -36,10 +36,10 @@ from darkroom.spool import (
 WINDOW = 20_000
 """How many waiting files are kept in order."""
 
-SCAN_SHARE = 30
+SCAN_SHARE = 50
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
 
-JUDGE_SHARE = 20
+JUDGE_SHARE = 30
 """The same for judging files before their turn: some hundreds within a second, thousands in the course of the work."""
 
 SLICE_S = 0.02

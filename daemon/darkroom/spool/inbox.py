@@ -138,11 +138,15 @@ def read(path: Path, limit: int) -> bytes | None:
     Raises OSError.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} is not a regular file")
         if status.st_size > limit:
             return None
-        data = file.read(limit + 1)
-        return data if len(data) <= limit else None
+        data = bytearray()
+        while len(data) <= limit and (more := os.read(descriptor, status.st_size + 1)):
+            data += more
+        return bytes(data) if len(data) <= limit else None
+    finally:
+        os.close(descriptor)
