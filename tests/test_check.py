@@ -56,7 +56,7 @@ def test_a_device_that_is_not_there_is_one_line(darkroom: Darkroom) -> None:
     ("content", "said"),
     [
         ('{"prompt": "x"}', []),
-        ('{"prompt": "x", "stps": 3}', ["line 1, column 24: stps: unknown field (did you mean steps?)"]),
+        ('{"prompt": "x", "stps": 3}', ["line 1, column 25: stps: unknown field (did you mean steps?)"]),
     ],
 )
 def test_a_job_file_is_looked_over_without_running_it(darkroom: Darkroom, content: str, said: list[str]) -> None:

@@ -76,6 +76,8 @@ class Work:
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
+    parsed: tuple[bytes | None, Any] = (None, None)
+    """What was parsed last: a file that is judged when its turn comes is claimed next."""
 
     def judge(self, data: bytes | None) -> None:
         """Whether these bytes can be a job here; None is a file over the limit. Raises InvalidRequest."""
@@ -118,7 +120,9 @@ class Work:
             limit = self.config.limits.max_job_bytes
             fault = FieldError(f"the file is larger than {limit:,} bytes", hint="see [limits] max_job_bytes")
             raise InvalidRequest(f"This is too large for a job: {fault}.", errors=(fault,))
-        return parse(data)
+        if data != self.parsed[0]:
+            self.parsed = (data, parse(data))
+        return self.parsed[1]
 
     def _record(self, ticket: Ticket) -> Record:
         """What is known of a job so far, from its folder."""
