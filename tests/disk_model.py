@@ -186,18 +186,20 @@ class DiskModel:
         """What may be found after a cut now, the poorest first; each once.
 
         Every combination of the folders where there are at most ``most``, else one and two folders at a time and a
-        sample; with 0 only the poorest, the fullest, and those where one folder differs. Of the files: all whole, all unsynced ones damaged in each way, and (for the poorest and the fullest
-        folders, or ``thorough``ly for all) each one by itself.
+        sample. Of the files: all whole, all unsynced ones damaged in each way, and (for the poorest and the fullest
+        folders, or ``thorough``ly for all) each one by itself. With ``most`` 0 a few: the poorest, the fullest, those
+        where one folder differs; and the files whole or lost.
         """
         seen: set[str] = set()
+        kinds = KINDS if most else KINDS[:1]
         lengths = self._open_folders()
         poorest, fullest = self._settled({folder: folder.synced for folder in lengths}), dict(lengths)
         cuts = self._cuts(lengths, chance, most) if most else self._extreme_cuts(lengths)
         for cut in self._each_once(cuts):
             unsynced: list[File] = []
             whole = self._state(cut, {}, unsynced)
-            damages: list[dict[File, str]] = [dict.fromkeys(unsynced, kind) for kind in KINDS] if unsynced else []
-            if thorough or cut in (poorest, fullest):
+            damages: list[dict[File, str]] = [dict.fromkeys(unsynced, kind) for kind in kinds] if unsynced else []
+            if thorough or (most and cut in (poorest, fullest)):
                 damages += [{file: kind} for file in unsynced for kind in KINDS]
             for state in itertools.chain([whole], (self._state(cut, damage) for damage in damages)):
                 if (key := digest(state)) not in seen:

@@ -11,6 +11,7 @@ import pytest
 from conftest import Darkroom
 from darkroom.errors import InvalidRequest
 from darkroom.intake import Intake
+from darkroom.intake.intake import WINDOW
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import parse
 from darkroom.spool import Spool
@@ -27,7 +28,7 @@ class Clock:
 class Desk:
     """An intake with a clock of its own."""
 
-    def __init__(self, darkroom: Darkroom) -> None:
+    def __init__(self, darkroom: Darkroom, window: int = WINDOW) -> None:
         self.spool: Spool = darkroom.spool()
         self.spool.open()
         self.clock = Clock()
@@ -40,6 +41,7 @@ class Desk:
             settle_s=10,
             rescan_s=5,
             clock=self.clock,
+            window=window,
         )
 
     def judge(self, data: bytes | None) -> None:
@@ -48,6 +50,9 @@ class Desk:
         if self.unreadable and self.unreadable in data:
             raise PermissionError(errno.EACCES, "Permission denied")
         parse(data)
+
+    def settle(self, seconds: float) -> None:
+        self.intake.settle_s = seconds
 
     def after(self, seconds: float) -> Desk:
         self.clock.now += seconds
@@ -180,20 +185,59 @@ def test_a_folder_moved_in_with_files_inside_is_found(darkroom: Darkroom, desk: 
 
 def test_scanning_stays_a_small_part_of_the_time(darkroom: Darkroom, desk: Desk) -> None:
     scans = 0
-    pending = desk.spool.pending
+    walk = desk.spool.walk
 
     def slow() -> object:
         nonlocal scans
         scans += 1
-        desk.clock.now += 1.0
-        return pending()
+        desk.clock.now += 0.1
+        return walk()
 
-    desk.spool.pending = slow  # type: ignore[method-assign, assignment]
-    for _ in range(100):
+    desk.spool.walk = slow  # type: ignore[method-assign, assignment]
+    for _ in range(1000):
         desk.intake.hint()
         desk.intake.look()
-        desk.clock.now += 0.1
-    assert scans <= 4
+        desk.clock.now += 0.01
+    assert 1 <= scans <= 4
+
+
+def test_a_file_that_is_heard_of_is_found_without_a_scan(darkroom: Darkroom, desk: Desk) -> None:
+    desk.after(0)
+    walk = desk.spool.walk
+    desk.spool.walk = lambda: pytest.fail("scanned")  # type: ignore[method-assign]
+    desk.intake.hint(str(darkroom.drop("team/cat.json")))
+    desk.intake.hint(str(darkroom.drop("typo.json", {"promt": "x"})))
+    for ignored in (".team/dog.json", "team/dog.json.part", "notes.txt"):
+        desk.intake.hint(str(darkroom.drop(ignored)))
+    desk.intake.hint(str(darkroom.inbox / "gone.json"))
+    desk.intake.look()
+    assert desk.taken() == ["team/cat.json"]
+    assert desk.refused() == ["typo.json"]
+    assert [name for name, _ in desk.left] == ["notes.txt"]
+    desk.spool.walk = walk  # type: ignore[method-assign]
+
+
+def test_a_waiting_file_that_is_changed_goes_to_the_end(darkroom: Darkroom, desk: Desk) -> None:
+    for name in ("a.json", "b.json"):
+        darkroom.drop(name)
+    desk.after(0)
+    assert desk.refused() == []
+    darkroom.drop("a.json", prompt="another")
+    assert desk.taken() == ["b.json", "a.json"]
+
+
+def test_a_change_that_makes_a_waiting_file_hopeless_is_heard_of_before_its_turn(
+    darkroom: Darkroom, desk: Desk
+) -> None:
+    darkroom.drop("a.json")
+    path = darkroom.drop("b.json")
+    desk.after(0)
+    assert desk.refused() == []
+    path.write_text('{"promt": "x"}')
+    desk.intake.hint(str(path))
+    desk.intake.look()
+    assert desk.refused() == ["b.json"]
+    assert desk.taken() == ["a.json"]
 
 
 MOUNTS = """\

@@ -188,6 +188,17 @@ def test_what_was_made_before_the_last_death_is_kept_and_the_rest_can_be_dropped
     ]
 
 
+def test_a_picture_that_a_lying_disk_tore_is_made_again(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", count=4, num_inference_steps=3)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
+        until(lambda: "picture.saved" in darkroom.log.events())
+    (picture,) = darkroom.working.glob("*/cat-1.png")
+    picture.write_bytes(picture.read_bytes()[:20])
+    darkroom.run_once()
+    assert "picture.damaged" in darkroom.log.events()
+    assert [record["seed"] for record in darkroom.result("cat")["pictures"]] == [7, 8, 9, 10]
+
+
 def test_a_job_whose_folder_somebody_removed_is_dropped_and_the_next_one_runs(darkroom: Darkroom) -> None:
     darkroom.drop("cat.json", num_inference_steps=20)
     darkroom.drop("dog.json", num_inference_steps=1)
@@ -280,3 +291,19 @@ def test_three_hundred_files_at_once_all_run_in_order(darkroom: Darkroom) -> Non
     assert loop.work.done == 300
     started = [darkroom.result(f"{number:04}")["started_at"] for number in range(300)]
     assert started == sorted(started)
+
+
+def test_a_paused_daemon_sleeps_although_files_wait(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json")
+    (darkroom.root / "PAUSE").touch()
+    loop = darkroom.loop()
+    loop.spool.open()
+    begin = time.monotonic()
+    for _ in range(4):
+        assert loop.step()
+    assert time.monotonic() - begin >= 1
+    (darkroom.root / "PAUSE").unlink()
+    loop.once = True
+    loop.main_loop()
+    loop.shutdown()
+    assert darkroom.names("done") == ["cat"]

@@ -12,7 +12,7 @@ SOAK = Path(__file__).parent.parent / "tools" / "soak.py"
 
 def test_jobs_under_a_rain_of_kills_each_get_one_verdict() -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--jobs", "300", "--kills", "40"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(SOAK), "--jobs", "1500", "--kills", "30"], capture_output=True, text=True, timeout=300
     )
     figures = json.loads(done.stdout.splitlines()[-1])
     print(figures)

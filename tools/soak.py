@@ -54,7 +54,7 @@ class Soak:
         shown = begin
         while len(self.verdicts) < self.jobs and not self.faults:
             pid = self.start_daemon()
-            until = time.monotonic() + (self.chance.expovariate(1 / 0.15) if self.killed < self.kills else 1e9)
+            until = time.monotonic() + (self.chance.expovariate(1 / 0.08) if self.killed < self.kills else 1e9)
             while time.monotonic() < until and len(self.verdicts) < self.jobs and not self.faults:
                 self.drop()
                 self.consume()

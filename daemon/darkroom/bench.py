@@ -22,13 +22,13 @@ from darkroom.intake.mounts import file_system_of
 from darkroom.job import Job
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
-from darkroom.spool import Disk, Spool, Ticket, Verdict
+from darkroom.spool import Call, Disk, Spool, Ticket, Verdict
 
 JOB = json.dumps({"prompt": "a red circle on a blue background", "seed": 7, "num_inference_steps": 4}).encode()
 PICTURE = bytes(1024)
 """The spool does not look into pictures."""
 
-BLOCK = 20
+BLOCK = 10
 """So many jobs of one side, then as many of the other."""
 
 FEW = 100
@@ -133,49 +133,6 @@ class Daemon:
 # The floor
 
 
-class Recorder(Disk):
-    """Keeps what is done to the disk, with the bytes that are written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[tuple[str, tuple[Any, ...]]] = []
-
-    def mkdir(self, path: Path) -> None:
-        """As ``Disk.mkdir``."""
-        self.kept.append(("mkdir", (path,)))
-        super().mkdir(path)
-
-    def rename(self, path: Path, target: Path) -> None:
-        """As ``Disk.rename``."""
-        self.kept.append(("rename", (path, target)))
-        super().rename(path, target)
-
-    def unlink(self, path: Path) -> None:
-        """As ``Disk.unlink``."""
-        self.kept.append(("unlink", (path,)))
-        super().unlink(path)
-
-    def sync_folder(self, path: Path) -> None:
-        """As ``Disk.sync_folder``."""
-        self.kept.append(("sync", (path,)))
-        super().sync_folder(path)
-
-    def sync_file(self, path: Path) -> None:
-        """As ``Disk.sync_file``."""
-        self.kept.append(("sync", (path,)))
-        super().sync_file(path)
-
-    def write(self, path: Path, data: bytes, *, sync: bool = True) -> None:
-        """As ``Disk.write``."""
-        self.kept.append(("write" if sync else "write_unsynced", (path, data)))
-        super().write(path, data, sync=sync)
-
-    def append(self, path: Path, data: bytes) -> None:
-        """As ``Disk.append``."""
-        self.kept.append(("append", (path, data)))
-        super().append(path, data)
-
-
 def _sync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     os.fsync(descriptor)
@@ -205,7 +162,7 @@ _BARE: dict[str, Callable[..., None]] = {
     "mkdir": os.mkdir,
     "rename": os.rename,
     "unlink": os.unlink,
-    "sync": _sync,
+    "fsync": _sync,
     "write": _write,
     "write_unsynced": _write_unsynced,
     "append": _append,
@@ -223,28 +180,41 @@ class Floor:
         self._next = 0
         self._recorded = self._record(folder / "recorded")
         self.calls = len(self._recorded)
-        self.fsyncs = sum(name in ("sync", "write") for name, _ in self._recorded)
+        self.fsyncs = sum(name in ("fsync", "write") for name, _ in self._recorded)
         for name in ("working", "done"):
             (self._root / name).mkdir(parents=True)
 
     def _record(self, root: Path) -> list[tuple[str, tuple[Any, ...]]]:
         """The calls of the second of two jobs: paths relative to the root, with ``{id}`` and ``{name}`` in them."""
         _fill(root / "inbox", range(2))
-        recorder = Recorder()
-        with Daemon(root, recorder) as daemon:
+        heard: list[Call] = []
+        with Daemon(root, Disk(heard.append)) as daemon:
             daemon.do(1)
-            begin = len(recorder.kept)
+            begin = len(heard)
             daemon.do(1)
-            end = len(recorder.kept)
+            end = len(heard)
         id, name = daemon.ended[1], Path(_file(1)).stem
 
-        def opened(value: Any) -> Any:
-            if isinstance(value, Path):
-                return str(value.relative_to(root)).replace(id, "{id}").replace(name, "{name}")
-            return value
+        def opened(path: Path) -> str:
+            return str(path.relative_to(root)).replace(id, "{id}").replace(name, "{name}")
 
-        calls = [(call, tuple(map(opened, values))) for call, values in recorder.kept[begin:end]]
-        return [(call, values) for call, values in calls if "health.json" not in values[0]]
+        calls: list[tuple[str, tuple[Any, ...]]] = []
+        for call in heard[begin:end]:
+            path = opened(call.path)
+            last, values = calls[-1] if calls else ("", ("",))
+            match call.name:
+                case "write":
+                    calls[-1] = ("write_unsynced", (path, call.data))
+                case "fsync" if last == "write_unsynced" and values[0] == path:
+                    calls[-1] = ("write", values)
+                case "append":
+                    calls.append(("append", (path, call.data)))
+                case "rename":
+                    assert call.target is not None
+                    calls.append(("rename", (path, opened(call.target))))
+                case other:
+                    calls.append((other, (path,)))
+        return [call for call in calls if "health.json" not in call[1][0]]
 
     def prepare(self, jobs: int) -> _Calls:
         """The calls of so many jobs; their files lie in the inbox."""
@@ -270,36 +240,37 @@ def _make(calls: _Calls) -> float:
 # What is measured
 
 
-def against_the_floor(folder: Path, jobs: int, rounds: int, progress: Progress) -> dict[str, Any]:
-    """The daemon and the floor in turns. ``ratio``: the median of the rounds' rates, ours by the floor's."""
+def against_the_floor(folder: Path, jobs: int, progress: Progress) -> dict[str, Any]:
+    """The daemon and the floor in turns. ``ratio``: the median of ours by the floor's rate, turn by turn."""
     floor = Floor(folder)
     _make(floor.prepare(BLOCK))
-    size = max(1, jobs // rounds)
-    ours, bare, cpu = [], [], 0.0
-    for number in range(rounds):
-        root = folder / f"daemon-{number}"
-        _fill(root / "inbox", range(size))
-        taken = floor_taken = 0.0
-        with Daemon(root) as daemon:
-            done = 0
-            while done < size:
-                block = min(BLOCK, size - done)
-                done += block
-                begin = time.process_time()
-                taken += daemon.do(block)
-                cpu += time.process_time() - begin
-                floor_taken += _make(floor.prepare(block))
-                progress(number * size + done, rounds * size)
-        ours.append(size / taken)
-        bare.append(size / floor_taken)
+    root = folder / "daemon"
+    _fill(root / "inbox", range(jobs + 1))
+    ours = bare = cpu = 0.0
+    ratios: list[float] = []
+    with Daemon(root) as daemon:
+        daemon.do(1)
+        done = 0
+        while done < jobs:
+            block = min(BLOCK, jobs - done)
+            calls = floor.prepare(block)
+            floor_first = len(ratios) % 2 == 1
+            floor_s = _make(calls) if floor_first else 0.0
+            begin = time.process_time()
+            our_s = daemon.do(block)
+            cpu += time.process_time() - begin
+            floor_s = floor_s or _make(calls)
+            ours, bare, done = ours + our_s, bare + floor_s, done + block
+            ratios.append(floor_s / our_s)
+            progress(done, jobs)
     return {
         "file_system": file_system_of(folder),
-        "jobs": size * rounds,
-        "rounds": rounds,
-        "jobs_per_s": round(statistics.median(ours), 1),
-        "floor_jobs_per_s": round(statistics.median(bare), 1),
-        "ratio": round(statistics.median(a / b for a, b in zip(ours, bare, strict=True)), 3),
-        "cpu_us_per_job": round(1e6 * cpu / (size * rounds)),
+        "jobs": jobs,
+        "jobs_per_s": round(jobs / ours, 1),
+        "floor_jobs_per_s": round(jobs / bare, 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_of_totals": round(bare / ours, 3),
+        "cpu_us_per_job": round(1e6 * cpu / jobs),
         "calls_per_job": floor.calls,
         "fsyncs_per_job": floor.fsyncs,
     }

@@ -233,7 +233,7 @@ class Loop:
         self.waker.wake()
 
     def _sleep(self) -> None:
-        if self._trouble or self.guard.trouble:
+        if self._trouble or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
         else:
             self.waker.wait(min(self.intake.wait_s(), LONGEST_SLEEP_S))

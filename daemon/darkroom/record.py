@@ -69,13 +69,16 @@ class Record:
             seed=event.seed,
         )
 
-    def found(self, index: int, path: Path) -> None:
-        """A picture was finished before the job was cut short."""
+    def found(self, index: int, path: Path) -> bool:
+        """A picture was finished before the job was cut short. False for one that a lying disk tore: made again."""
         from darkroom.output import read_size
 
         assert self.state is not None
         data = path.read_bytes()
-        width, height = read_size(data)
+        try:
+            width, height = read_size(data)
+        except ValueError:
+            return False
         self.pictures[index] = PictureRecord(
             file=path.name,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -84,6 +87,7 @@ class Record:
             height=height,
             seed=self.state.job.seed_of(index),
         )
+        return True
 
     def fell_back(self, event: Fallback) -> None:
         """The engine stepped down: what it changed is now the job, and what was asked is kept beside it."""

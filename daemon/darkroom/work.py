@@ -136,7 +136,8 @@ class Work:
         if record.state is not None:
             record.started_at = record.state.started_at
             for index, path in ticket.pictures().items():
-                record.found(index, path)
+                if not record.found(index, path):
+                    self._say("picture.damaged", ticket, level="warning", file=path.name)
         return record
 
     def _resolve(self, record: Record) -> None:
@@ -168,7 +169,13 @@ class Work:
                     raise type(error)(message, trace=error.trace) from None
 
     def _refuse_repeat_offender(self, ticket: Ticket) -> None:
-        cut_short = sum(attempt.ended is None for attempt in ticket.attempts())
+        """What earlier daemons lived through with this job counts. Raises EngineDied, EngineStalled."""
+        attempts = ticket.attempts()
+        deaths = [attempt.ended for attempt in attempts if attempt.ended is not None]
+        if len(deaths) >= self.config.executor.max_attempts:
+            kind = EngineStalled if deaths[-1] == "engine-stalled" else EngineDied
+            raise kind(f"The engine ended {len(deaths)} times on this job; the daemon ended before it could say so")
+        cut_short = len(attempts) - len(deaths)
         if cut_short >= MAX_INTERRUPTED:
             raise EngineDied(f"The daemon itself ended {cut_short} times while it worked on this job")
 

@@ -77,6 +77,16 @@ def load_captions(folder: Path, frame: Frame) -> list[list[str]]:
     return captions
 
 
+def load_plans(folder: Path) -> dict[Frame, list[Plan]]:
+    """What each picture shows, by size, in the order of the pictures."""
+    recipe = json.loads((folder / "recipe.json").read_text())
+    plans: dict[Frame, list[Plan]] = defaultdict(list)
+    for number in range(recipe["pictures"]):
+        plan, frame, _ = sample(recipe["seed"], number)
+        plans[frame].append(plan)
+    return plans
+
+
 def every_caption(folder: Path) -> Iterator[str]:
     for frame in frames(folder):
         for prompts in load_captions(folder, frame):

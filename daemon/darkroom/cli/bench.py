@@ -20,8 +20,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-ROUNDS = 5
-
 
 @app.command()
 def spool(
@@ -31,7 +29,7 @@ def spool(
     ] = None,
     waiting: Annotated[
         int | None,
-        typer.Option("--waiting", "-w", min=2000, metavar="N", help="Instead: N files waiting, against 100."),
+        typer.Option("--waiting", "-w", min=200, metavar="N", help="Instead: N files waiting, against 100."),
     ] = None,
     results: Annotated[
         int | None, typer.Option("--results", min=1, metavar="N", help="Instead: N results in done/, against none.")
@@ -52,7 +50,7 @@ def spool(
         elif results is not None:
             figures = bench.crowded_against_empty(place, results, jobs, progress)
         else:
-            figures = bench.against_the_floor(place, jobs, min(ROUNDS, jobs), progress)
+            figures = bench.against_the_floor(place, jobs, progress)
     if as_json:
         print(json.dumps(figures))
     else:

@@ -172,6 +172,11 @@ class Intake:
         return max(0.0, due - self.clock())
 
     @property
+    def kept(self) -> int:
+        """How many files are kept in order: three windows full at most, urgent and unfinished ones included."""
+        return len(self._files)
+
+    @property
     def waiting(self) -> int:
         """How many files wait; beyond the window, as of the last scan."""
         return len(self._files) + self._beyond

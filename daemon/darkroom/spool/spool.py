@@ -36,6 +36,8 @@ from darkroom.spool.ticket import (
 
 PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
+MOST_GROUPS = 1000
+"""How many folders of results are remembered as durable."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Spool:
         self._lock = Lock(self.working, self.disk)
         self._inbox_identity: tuple[int, int] | None = None
         self._moved: dict[Path, Path] = {}
+        self._groups: set[Path] = set()
 
     # Start and end
 
@@ -190,7 +193,7 @@ class Spool:
         folder = self.working / id
         self.disk.mkdir(folder)
         self.disk.write(folder / ORIGIN, origin.model_dump_json().encode())
-        self.disk.sync_folder(folder)
+        self.disk.sync_folder(folder)  # kept: without a journal a folder's names may be written in any order
         self.disk.sync_folder(self.working)
         try:
             self.disk.rename(arrival.path, folder / REQUEST)
@@ -229,8 +232,7 @@ class Spool:
             if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
                 continue
             if not os.path.lexists(folder / REQUEST):
-                self.disk.remove_tree(folder)
-                self.disk.sync_folder(self.working)
+                self.disk.remove_tree(folder)  # not synced: what comes back is removed again
                 continue
             verdict = _written_verdict(folder)
             if verdict is not None:
@@ -243,8 +245,8 @@ class Spool:
         """A request whose origin was lost keeps its folder's name."""
         status = (folder / REQUEST).lstat()
         arrival = Arrival(f"{folder.name}.json", folder / REQUEST, inbox_folder.Fingerprint.of(status))
-        self.disk.replace(folder / ORIGIN, Origin.of(arrival).model_dump_json().encode())
-        self.disk.sync_folder(folder)
+        origin = Origin.of(arrival).model_dump_json().encode()
+        self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)
         assert ticket is not None
         return ticket
@@ -299,7 +301,12 @@ class Spool:
                 number += 1
             if not candidate.is_dir():
                 self.disk.mkdir(candidate)
+                self._groups.discard(candidate)
+            if candidate not in self._groups:  # made now, or by an earlier daemon that did not live to sync it
                 self.disk.sync_folder(parent)
+                if len(self._groups) >= MOST_GROUPS:
+                    self._groups.clear()
+                self._groups.add(candidate)
             parent = candidate
         return parent / leaf
 

@@ -151,9 +151,11 @@ class Ticket:
             return None
 
     def save_state(self, state: State) -> None:
-        """Durable: after a crash the job goes on with the same seeds and the same plan."""
+        """After a crash the job goes on with the same seeds and the same plan.
+
+        Durable with the folder's next fsync, which comes before the engine is woken, and with each picture.
+        """
         self.disk.replace(self.folder / STATE, state.model_dump_json().encode())
-        self.disk.sync_folder(self.folder)
 
     # Attempts
 
@@ -178,9 +180,12 @@ class Ticket:
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def begin_attempt(self) -> int:
-        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1."""
+        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1.
+
+        The name is what counts and is durable; the content need not be.
+        """
         number = self.count_attempts() + 1
-        self.disk.write(self._attempt(number), Attempt(boot_id=boot_id()).model_dump_json().encode())
+        self.disk.write(self._attempt(number), Attempt(boot_id=boot_id()).model_dump_json().encode(), sync=False)
         self.disk.sync_folder(self.folder)
         return number
 
@@ -192,8 +197,7 @@ class Ticket:
 
     def forget_attempt(self, number: int) -> None:
         """Take an attempt off the record that was cut short through no fault of the job."""
-        self.disk.unlink(self._attempt(number))
-        self.disk.sync_folder(self.folder)
+        self.disk.unlink(self._attempt(number))  # not synced: one that comes back counts as one of many
 
     def _attempt(self, number: int) -> Path:
         return self.folder / f"{ATTEMPT}{number}"
