@@ -180,7 +180,7 @@ class Soak:
 
     def growth(self) -> dict[str, object]:
         """Memory and descriptors of one daemon over some more jobs, the first of them not counted."""
-        self.jobs += 3000
+        self.jobs += min(self.jobs, 3000)
         self.kills = 0
         pid = self.start_daemon()
         readings: list[tuple[int, int]] = []
@@ -188,7 +188,7 @@ class Soak:
         while len(self.verdicts) < self.jobs and not self.faults:
             self.drop()
             self.consume()
-            if len(self.verdicts) - begin > 1000 + 100 * len(readings):
+            if len(self.verdicts) - begin > 500 + 100 * len(readings):
                 readings.append((_resident_kib(pid), sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())))
             time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
