@@ -188,12 +188,13 @@ def test_what_was_made_before_the_last_death_is_kept_and_the_rest_can_be_dropped
     ]
 
 
-def test_a_picture_that_a_lying_disk_tore_is_made_again(darkroom: Darkroom) -> None:
+@pytest.mark.parametrize("left", [0, 20, -30], ids=["empty", "head", "all but its end"])
+def test_a_picture_that_a_lying_disk_tore_is_made_again(darkroom: Darkroom, left: int) -> None:
     darkroom.drop("cat.json", count=4, num_inference_steps=3)
     with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
         until(lambda: "picture.saved" in darkroom.log.events())
     (picture,) = darkroom.working.glob("*/cat-1.png")
-    picture.write_bytes(picture.read_bytes()[:20])
+    picture.write_bytes(picture.read_bytes()[:left])
     darkroom.run_once()
     assert "picture.damaged" in darkroom.log.events()
     assert [record["seed"] for record in darkroom.result("cat")["pictures"]] == [7, 8, 9, 10]

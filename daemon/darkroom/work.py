@@ -108,9 +108,11 @@ class Work:
             self._render(record)
         except (JobError, EngineDied, EngineStalled) as caught:
             error = caught
-        except (DarkroomError, OSError):
+        except DarkroomError:
             raise
         except Exception as bug:
+            if isinstance(bug, OSError) and bug.errno is not None:
+                raise  # the disk's, not ours
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
             error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)

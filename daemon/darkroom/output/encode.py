@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax import saxutils
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from darkroom import __version__
@@ -62,12 +62,13 @@ def encode(image: Image.Image, job: Job, *, seed: int, device: str, model_hash: 
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels. Raises ValueError where the bytes are no picture."""
+    """Width and height in pixels. Raises ValueError where the bytes are no picture, or not all of one."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            image.load()
             return image.size
-    except UnidentifiedImageError:
-        raise ValueError("not a picture") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"not a picture, or not all of one: {error}") from None
 
 
 def recipe(data: bytes) -> dict[str, Any] | None:
@@ -75,7 +76,7 @@ def recipe(data: bytes) -> dict[str, Any] | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return recipe_of(image)
-    except UnidentifiedImageError:
+    except (OSError, SyntaxError):
         return None
 
 
