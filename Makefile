@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint seedling seedling-eval clean
+.PHONY: help run test lint soak seedling seedling-eval clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/.installed ## 100,000 jobs while the daemon is killed again and again (about an hour)
+	$(BIN)/python tools/soak.py
 
 seedling: $(VENV)/.installed ## train the bundled model from nothing (two hours on two cores; goes on where it stopped)
 	$(BIN)/python -m tools.seedling.make
