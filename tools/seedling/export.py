@@ -30,8 +30,12 @@ DEFAULTS = {
 }
 
 
-def build(run: Path) -> StableDiffusionPipeline:
-    """The pipeline of a run, from whatever is trained so far; untrained where there is no checkpoint."""
+def build(run: Path, averaged: bool = False) -> StableDiffusionPipeline:
+    """The pipeline of a run, from whatever is trained so far; untrained where there is no checkpoint.
+
+    ``averaged`` takes the running average of the weights: better in the middle of a training. After a short one,
+    whose rate has gone down to nothing, the last weights are better: the average still remembers worse ones.
+    """
     torch.manual_seed(3)
     cpu = torch.device("cpu")
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
@@ -40,7 +44,7 @@ def build(run: Path) -> StableDiffusionPipeline:
     networks.text_encoder.set_attn_implementation("sdpa")
     initialize(vae)
     if (state := load_checkpoint(run / UNET_CHECKPOINT, cpu)) is not None:
-        networks.load_state_dict(state["average"])
+        networks.load_state_dict(state["average" if averaged else "networks"])
     if (state := load_checkpoint(run / VAE_CHECKPOINT, cpu)) is not None:
         vae.load_state_dict(state["vae"])
     return StableDiffusionPipeline(
@@ -55,11 +59,11 @@ def build(run: Path) -> StableDiffusionPipeline:
     )
 
 
-def export(run: Path, folder: Path) -> int:
+def export(run: Path, folder: Path, averaged: bool = False) -> int:
     """Write the run's pipeline to ``folder``; gives its size in bytes. Readers never see half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run) as made:
-        build(run).to(dtype=torch.float16).save_pretrained(made)
+        build(run, averaged).to(dtype=torch.float16).save_pretrained(made)
         (Path(made) / "darkroom.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
         new = sorted(path.relative_to(made) for path in Path(made).rglob("*") if path.is_file())
         size = sum((Path(made) / path).stat().st_size for path in new)
@@ -85,8 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--averaged", action="store_true", help="the running average, not the last weights")
     options = parser.parse_args()
-    print(f"{export(options.run, options.folder)} bytes in {options.folder}")
+    print(f"{export(options.run, options.folder, options.averaged)} bytes in {options.folder}")
 
 
 if __name__ == "__main__":

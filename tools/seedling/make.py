@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--vae-minutes", type=float, default=21)
-    parser.add_argument("--unet-minutes", type=float, default=70)
+    parser.add_argument("--unet-minutes", type=float, default=84)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads at most; 0 leaves it to torch")
     options = parser.parse_args()
     if options.threads:

@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--minutes", type=float, default=84)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each CPU core")
     options = parser.parse_args()
     train(options.pictures, options.run, options.minutes, options.workers)

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=22)
+    parser.add_argument("--minutes", type=float, default=21)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     options = parser.parse_args()
     if options.threads:
