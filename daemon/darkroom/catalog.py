@@ -37,7 +37,7 @@ class Model:
 
         Raises ModelUnavailable where the folder is not a model.
         """
-        own = self._read("darkroom.json") if (self.folder / "darkroom.json").is_file() else {}
+        own = self.read("darkroom.json") if (self.folder / "darkroom.json").is_file() else {}
         try:
             recommended = ModelDefaults(**own)
         except ValidationError as error:
@@ -54,15 +54,16 @@ class Model:
 
     def _native_size(self) -> int:
         """Side of a picture in pixels: the UNet's or transformer's sample size times the VAE's reduction."""
-        index = self._read("model_index.json")
+        index = self.read("model_index.json")
         part = "unet" if "unet" in index else "transformer"
-        sample = self._read(f"{part}/config.json").get("sample_size")
-        blocks = self._read("vae/config.json").get("block_out_channels", [0] * 4)
+        sample = self.read(f"{part}/config.json").get("sample_size")
+        blocks = self.read("vae/config.json").get("block_out_channels", [0] * 4)
         if isinstance(sample, list):
             sample = sample[0]
         return int(sample) * 2 ** (len(blocks) - 1) if isinstance(sample, int) else 512
 
-    def _read(self, file: str) -> dict[str, Any]:
+    def read(self, file: str) -> dict[str, Any]:
+        """A JSON object in the model's folder, such as ``unet/config.json``. Raises ModelUnavailable."""
         path = self.folder / file
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ load a safety checker too.
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 import warnings
@@ -99,9 +98,9 @@ class Models:
         free_memory(self._device)
 
     def _load(self, model: Model) -> Pipeline:
-        index = _read_json(model, "model_index.json")
+        index = model.read("model_index.json")
         encoders = _family(model, index)
-        unet_config = _read_json(model, "unet/config.json")
+        unet_config = model.read("unet/config.json")
         dtype = choose_dtype(self._settings, self._device, _workload(unet_config))
         try:
             return _load_parts(model, index, encoders, self._device, dtype)
@@ -157,7 +156,7 @@ def _load_parts(
         text_encoders=text_encoders,
         unet=unet,
         vae=vae,
-        scheduler_config=_read_json(model, "scheduler/scheduler_config.json"),
+        scheduler_config=model.read("scheduler/scheduler_config.json"),
         device=device,
         dtype=dtype,
         penultimate=encoders == 2,
@@ -168,7 +167,7 @@ def _load_parts(
 
 def _load_part(model: Model, part: str, load: Callable[..., Any], dtype: torch.dtype) -> Any:
     """A part with weights, on the CPU for now; evaluation only."""
-    _read_json(model, f"{part}/config.json")
+    model.read(f"{part}/config.json")
     folder = model.folder / part
     variant = _variant(model, folder, dtype)
     loaded, report = load(
@@ -225,21 +224,6 @@ def _workload(unet_config: dict[str, Any]) -> Workload:
     if not isinstance(widths, list) or len(widths) < 2 or not isinstance(size, int):
         return TYPICAL
     return Workload(channels=int(widths[1]), side=max(size // 2, 4))
-
-
-def _read_json(model: Model, file: str) -> dict[str, Any]:
-    path = model.folder / file
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelUnavailable(
-            f'The model "{model.name}" is incomplete: {path} is missing; a model is a folder as diffusers saves it'
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f'The model "{model.name}" is damaged: {path} cannot be read: {error}') from None
-    if not isinstance(content, dict):
-        raise ModelUnavailable(f'The model "{model.name}" is damaged: {path} is not a JSON object')
-    return content
 
 
 def _fingerprint(folder: Path) -> str:
