@@ -153,3 +153,10 @@ class StorageTrouble(MachineError):
 
 class Stopped(DarkroomError):
     """The engine was asked to stop and did so between two steps."""
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of a foreign exception and its message, without the pages that some libraries add."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "…"

@@ -21,7 +21,7 @@ import torch
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, free_memory, is_out_of_memory
-from darkroom.errors import DarkroomError, ModelUnavailable
+from darkroom.errors import DarkroomError, ModelUnavailable, first_line
 
 _FAMILIES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}
 """Pipeline class in model_index.json → number of text encoders."""
@@ -110,7 +110,7 @@ class Models:
             if is_out_of_memory(error):
                 raise
             raise ModelUnavailable(
-                f'The model "{model.name}" in {model.folder} cannot be loaded: {_first_line(error)}',
+                f'The model "{model.name}" in {model.folder} cannot be loaded: {first_line(error)}',
                 trace=traceback.format_exc(),
             ) from None
 
@@ -230,11 +230,6 @@ def _fingerprint(folder: Path) -> str:
     """Changes when a file of the model does, so that a model replaced on the disk is loaded anew."""
     files = sorted(path for pattern in ("*.json", "*/*") for path in folder.glob(pattern))
     return repr([(str(path), stat.st_mtime_ns, stat.st_size) for path in files if (stat := path.stat())])
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
 
 
 def _quieten() -> None:

@@ -21,7 +21,7 @@ from darkroom.engine.memory import MemoryPlan, Phase, step_down
 from darkroom.engine.models import Models, Pipeline
 from darkroom.engine.prompt import Conditioning, encode
 from darkroom.engine.samplers import make_scheduler, step_arguments
-from darkroom.errors import DarkroomError, OutOfMemory, RenderFailed, Stopped
+from darkroom.errors import DarkroomError, OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
 from darkroom.job import Job
 
@@ -54,7 +54,7 @@ class Engine:
             raise
         except Exception as error:
             raise RenderFailed(
-                f"The engine failed on this job: {_first_line(error)}", trace=traceback.format_exc()
+                f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Engine:
         except Exception as error:
             if not devices.is_out_of_memory(error):
                 raise
-            because, trace = _first_line(error), traceback.format_exc()
+            because, trace = first_line(error), traceback.format_exc()
         self._models.clear()
         raise OutOfMemory(f'The model "{name}" does not fit into memory: {because}', trace=trace)
 
@@ -117,7 +117,7 @@ class _Rendering:
                 if not devices.is_out_of_memory(error):
                     raise
                 used = devices.memory_used(self.pipeline.device)
-                failure = (_first_line(error), traceback.format_exc(), used)
+                failure = (first_line(error), traceback.format_exc(), used)
             # Here, outside the except block, the exception is gone, and so are the tensors that its traceback held.
             if failure is not None:
                 yield self._step_down(*failure)
@@ -245,10 +245,3 @@ class _Rendering:
 def _stop_if(stopping: Stopping) -> None:
     if stopping():
         raise Stopped("The engine was asked to stop")
-
-
-def _first_line(error: BaseException) -> str:
-    """The kind of an exception and its message, without the pages that torch adds."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:300] + "…"

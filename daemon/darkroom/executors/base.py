@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
-from darkroom.errors import DarkroomError, RenderFailed
+from darkroom.errors import DarkroomError, RenderFailed, first_line
 from darkroom.events import Event
 from darkroom.job import Job
 
@@ -58,5 +58,6 @@ def perform(engine: Engine, job: Job, skip: frozenset[int], stopping: Callable[[
     except DarkroomError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise RenderFailed(f"The engine failed on this job: {what}", trace=traceback.format_exc()) from None
+        raise RenderFailed(
+            f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
+        ) from None
