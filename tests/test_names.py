@@ -1,10 +1,21 @@
 """Names of dropped files: temporaries, conflict copies, slugs, ids (faults 5, 9, 10, 19, 20, 21)."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.spool.names import is_conflict_copy, is_job, is_plain, is_temporary, new_id, published_name, slug
+from darkroom.spool.names import (
+    is_conflict_copy,
+    is_job,
+    is_plain,
+    is_temporary,
+    new_id,
+    published_name,
+    slug,
+    timestamp,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +111,17 @@ def test_ids_sort_by_time_and_never_repeat() -> None:
     ids = {new_id("team/cat") for _ in range(1000)}
     assert len(ids) == 1000
     assert all("-cat-" in id for id in ids)
+
+
+@given(st.text(min_size=1))
+def test_a_slug_is_a_fixed_point(name: str) -> None:
+    once = slug(name)
+    assert slug(once) == once
+    assert is_plain(once)
+
+
+@given(st.integers(0, 2**62))
+def test_moments_are_written_as_the_standard_library_does(ns: int) -> None:
+    moment = datetime.fromtimestamp(ns // 1_000_000 / 1000, UTC)
+    assert datetime.fromisoformat(timestamp(ns)) - moment < timedelta(milliseconds=1)
+    assert timestamp(ns).endswith("Z")

@@ -44,6 +44,7 @@ NOT_READ = frozenset() if THOROUGH else frozenset({"health.json", ".health.json.
 """Written for people and programs, or to see whether it can be written; no recovery depends on them."""
 
 BY_NAME = {way.name: way for way in WAYS}
+PUBLISHED = ("job.done", "job.failed")
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class Record:
 
     def say(self, event: str, fields: dict[str, Any]) -> None:
         """For the logger."""
-        if event == "job.published":
+        if event in PUBLISHED:
             fields = fields | {"digest": digest(read_state(Path(fields["path"])))}
             fields["path"] = Path(fields["path"]).relative_to(self.root).as_posix()
         self.said.append(Said(len(self.calls), event, fields))
 
     def in_flight(self) -> Iterator[bool]:
         """For each number of calls: whether a job is on its way from one folder to another, and nothing said of it."""
-        news = {said.after for said in self.said if said.event in ("job.claimed", "job.published", "submitted")}
+        news = {said.after for said in self.said if said.event in ("job.claimed", *PUBLISHED, "submitted")}
         moving = False
         yield False
         for number, call in enumerate(self.calls, 1):
@@ -185,7 +186,7 @@ def hold_to_what_was_announced(before: list[Said], outcome: Outcome, record: Rec
         match said.event:
             case "submitted" if not set(record.contents) <= outcome.found:
                 return "lost: it was submitted"
-            case "job.published" if said in before:
+            case event if event in PUBLISHED and said in before:
                 path = said.fields["path"]
                 if outcome.published.get(path) != said.fields["digest"]:
                     return f"{path} was announced as published, and is not, or is not what it was"

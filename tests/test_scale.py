@@ -41,7 +41,7 @@ def take(darkroom: Darkroom, desk: Desk) -> str | None:
     arrival = desk.intake.take()
     if arrival is None:
         return None
-    arrival.path.unlink()
+    Path(arrival.path).unlink()
     return arrival.name
 
 
@@ -100,7 +100,7 @@ def test_a_window_that_is_worked_off_is_filled_again_at_once(darkroom: Darkroom)
         desk.intake.look()
         arrival = desk.intake.take()
         assert arrival is not None
-        arrival.path.unlink()
+        Path(arrival.path).unlink()
         taken.append(arrival.name)
     assert sorted(taken) == names
 

@@ -186,7 +186,7 @@ def test_half_a_result_is_no_verdict(darkroom: Darkroom, spool: Spool) -> None:
     ticket = claim(spool, "cat.json")
     (ticket.folder / "result.json").write_text('{"darkroom": "0.1.0", "id": ')
     (found,) = spool.recover()
-    assert found == ticket
+    assert (found.id, found.name, found.origin) == (ticket.id, ticket.name, ticket.origin)
 
 
 def test_a_request_whose_origin_was_lost_is_still_run(darkroom: Darkroom, spool: Spool) -> None:
@@ -239,7 +239,9 @@ def test_the_log_of_a_job_never_raises(darkroom: Darkroom, spool: Spool) -> None
     darkroom.drop("cat.json")
     ticket = claim(spool, "cat.json")
     ticket.log("job.note", {"text": "caf\udce9", "path": Path("x")})
+    ticket.write_log()
     assert json.loads((ticket.folder / "log.jsonl").read_text())["event"] == "job.note"
     (ticket.folder / "log.jsonl").unlink()
     (ticket.folder / "log.jsonl").mkdir()
     ticket.log("job.note", {})
+    ticket.write_log()

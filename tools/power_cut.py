@@ -199,7 +199,7 @@ class PowerCuts:
             heard = bool(select.select([read], [], [], 0.05)[0])
             part = self.hear(read)
             said += part
-            if (moment == "announced" and b"job.published" in part) or (moment == "last" and not heard):
+            if (moment == "announced" and b'"path":' in part) or (moment == "last" and not heard):
                 break
         return said
 
@@ -221,7 +221,7 @@ class PowerCuts:
                 entry = json.loads(line)
             except ValueError:
                 continue  # cut short
-            if entry.get("event") == "job.published":
+            if entry.get("event") in ("job.done", "job.failed"):
                 self.announced[entry["path"]] = entry["id"]
 
     # The promise

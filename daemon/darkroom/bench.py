@@ -1,7 +1,10 @@
 """``darkroom bench``: what darkroom itself costs, measured beside the least that the same promise can cost.
 
-Machines are noisy, so each figure is a ratio of two things done in turns in one process. For the spool the other thing
-is the floor: the calls that the real run made to the disk, same order, same sizes, in a loop with nothing around it.
+Machines are noisy, so each figure is a ratio of things done in turns in one process. For the spool there are three:
+
+- the floor: the calls that a real run made to the disk, same order, same sizes, in a loop with nothing around it;
+- the spool: the same jobs taken, claimed and published by the real ``Intake``, ``Spool`` and ``Ticket``, and no more;
+- the daemon: the real ``Loop``, which also checks each job, records what was done, logs and keeps its health file.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from darkroom.catalog import Catalog
 from darkroom.config import Config, Folders, Log
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
+from darkroom.intake import Intake
 from darkroom.intake.mounts import file_system_of
-from darkroom.job import Job
+from darkroom.job import Job, Result, parse, resolve
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
-from darkroom.spool import Call, Disk, Spool, Ticket, Verdict
+from darkroom.spool import Call, Disk, Spool, State, Ticket, Verdict, timestamp
 
 JOB = json.dumps({"prompt": "a red circle on a blue background", "seed": 7, "num_inference_steps": 4}).encode()
 PICTURE = bytes(1024)
@@ -130,6 +135,47 @@ class Daemon:
         self.ended.append(ticket.id)
 
 
+class BareSpool:
+    """The spool with nobody around it: whoever leads it knows what each job is and how it ends."""
+
+    def __init__(self, root: Path, example: Path) -> None:
+        """``example`` is the folder of a job that was done: its result serves for all."""
+        config = Config(folders=Folders(root=root))
+        self.spool = Spool(config.folders, config.limits)
+        self._intake = Intake(
+            self.spool, judge=lambda _: None, report=lambda *_: None, settle_s=10, rescan_s=config.intake.rescan_s
+        )
+        self._state = State(job=resolve(parse(JOB), config, Catalog(config.models), "bench"), started_at=timestamp())
+        self._result = Result.model_validate_json((example / "result.json").read_bytes())
+
+    def __enter__(self) -> BareSpool:
+        self.spool.open()
+        self._intake.look_afresh()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spool.close()
+
+    def do(self, numbers: range) -> float:
+        """Do these jobs, which are the next in the inbox. Returns the seconds they took."""
+        names = [Path(_file(number)).stem for number in numbers]
+        verdicts = [Verdict(self._result.model_copy(update={"name": name})) for name in names]
+        begin = time.perf_counter()
+        for verdict in verdicts:
+            self._intake.look()
+            arrival = self._intake.take()
+            ticket = self.spool.claim(arrival) if arrival is not None else None
+            if ticket is None or ticket.name != verdict.result.name:
+                raise RenderFailed(f"The jobs of the benchmark are not in order: see {self.spool.root}")
+            self.spool.read_request(ticket)
+            ticket.save_state(self._state)
+            ticket.begin_attempt()
+            ticket.save_picture(0, "png", PICTURE)
+            ticket.log("job.done", {"name": ticket.name})
+            self.spool.publish(ticket, verdict)
+        return time.perf_counter() - begin
+
+
 # The floor
 
 
@@ -178,6 +224,8 @@ class Floor:
     def __init__(self, folder: Path) -> None:
         self._root = folder / "floor"
         self._next = 0
+        self.example = folder / "recorded" / "done" / Path(_file(1)).stem
+        """The job that was recorded."""
         self._recorded = self._record(folder / "recorded")
         self.calls = len(self._recorded)
         self.fsyncs = sum(name in ("fsync", "write") for name, _ in self._recorded)
@@ -241,36 +289,46 @@ def _make(calls: _Calls) -> float:
 
 
 def against_the_floor(folder: Path, jobs: int, progress: Progress) -> dict[str, Any]:
-    """The daemon and the floor in turns. ``ratio``: the median of ours by the floor's rate, turn by turn."""
+    """Floor, spool and daemon in turns. ``ratio`` and ``daemon_ratio``: the median of theirs by the floor's rate."""
     floor = Floor(folder)
     _make(floor.prepare(BLOCK))
-    root = folder / "daemon"
-    _fill(root / "inbox", range(jobs + 1))
-    ours = bare = cpu = 0.0
-    ratios: list[float] = []
-    with Daemon(root) as daemon:
-        daemon.do(1)
-        done = 0
-        while done < jobs:
+    for side in ("spool", "daemon"):
+        _fill(folder / side / "inbox", range(jobs + BLOCK))
+    seconds: dict[str, list[float]] = {"floor": [], "spool": [], "daemon": []}
+    cpu_s = 0.0
+    with BareSpool(folder / "spool", floor.example) as spool, Daemon(folder / "daemon") as daemon:
+        spool.do(range(BLOCK))
+        daemon.do(BLOCK)
+        sides = list(seconds)
+        for done in range(0, jobs, BLOCK):
             block = min(BLOCK, jobs - done)
             calls = floor.prepare(block)
-            floor_first = len(ratios) % 2 == 1
-            floor_s = _make(calls) if floor_first else 0.0
-            begin = time.process_time()
-            our_s = daemon.do(block)
-            cpu += time.process_time() - begin
-            floor_s = floor_s or _make(calls)
-            ours, bare, done = ours + our_s, bare + floor_s, done + block
-            ratios.append(floor_s / our_s)
-            progress(done, jobs)
+            for side in sides:
+                if side == "floor":
+                    taken = _make(calls)
+                elif side == "spool":
+                    taken = spool.do(range(BLOCK + done, BLOCK + done + block))
+                else:
+                    begin = time.process_time()
+                    taken = daemon.do(block)
+                    cpu_s += time.process_time() - begin
+                seconds[side].append(taken)
+            sides = [*sides[1:], sides[0]]
+            progress(done + block, jobs)
+    rates = {side: round(jobs / sum(taken), 1) for side, taken in seconds.items()}
+
+    def ratio(side: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(seconds["floor"], seconds[side], strict=True)), 3)
+
     return {
         "file_system": file_system_of(folder),
         "jobs": jobs,
-        "jobs_per_s": round(jobs / ours, 1),
-        "floor_jobs_per_s": round(jobs / bare, 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_of_totals": round(bare / ours, 3),
-        "cpu_us_per_job": round(1e6 * cpu / jobs),
+        "floor_jobs_per_s": rates["floor"],
+        "spool_jobs_per_s": rates["spool"],
+        "jobs_per_s": rates["daemon"],
+        "ratio": ratio("spool"),
+        "daemon_ratio": ratio("daemon"),
+        "cpu_us_per_job": round(1e6 * cpu_s / jobs),
         "calls_per_job": floor.calls,
         "fsyncs_per_job": floor.fsyncs,
     }

@@ -32,7 +32,7 @@ def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
     """What is wrong with a job file, a line each; empty if it can be run here."""
     limit = config.limits.max_job_bytes
     try:
-        data = read(path, limit)
+        data = read(str(path), limit)
         if data is None:
             return [f"the file is larger than {limit:,} bytes ([limits] max_job_bytes)"]
         resolve(parse(data), config, catalog, "checked")

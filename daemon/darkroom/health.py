@@ -6,10 +6,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from darkroom import __version__
 from darkroom.errors import StorageTrouble
@@ -22,7 +23,8 @@ SOONEST_S = 1.0
 State = Literal["starting", "idle", "working", "paused", "stopping", "stopped"]
 
 
-class Report(BaseModel):
+@dataclass(kw_only=True)
+class Report:
     """The content of health.json."""
 
     darkroom: str = __version__
@@ -42,6 +44,9 @@ class Report(BaseModel):
     engine_restarts: int = 0
     last_job: str | None = None
     free_bytes: int | None = None
+
+
+_REPORT = TypeAdapter(Report)
 
 
 class Health:
@@ -83,7 +88,7 @@ class Health:
         self._dirty = False
         self.report.updated_at = timestamp()
         try:
-            self._disk.replace(self._path, self.report.model_dump_json(indent=2).encode() + b"\n", sync=False)
+            self._disk.replace(self._path, _REPORT.dump_json(self.report, indent=2) + b"\n", sync=False)
         except (OSError, StorageTrouble):
             return
 
@@ -91,6 +96,6 @@ class Health:
 def read(root: Path) -> Report | None:
     """The last report; None where there is none, or none that can be read."""
     try:
-        return Report.model_validate_json((root / FILE).read_bytes())
+        return _REPORT.validate_json((root / FILE).read_bytes())
     except (OSError, ValueError):
         return None

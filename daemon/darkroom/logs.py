@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from typing import Any, TextIO
 
 import structlog
 
+from darkroom import strict_json
 from darkroom.config import Log
+from darkroom.spool import timestamp
 
 
 class _Unbreakable:
@@ -47,22 +48,25 @@ def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str
             raise structlog.DropEvent
         return fields
 
-    encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
-    renderer: Any = structlog.processors.JSONRenderer(serializer=lambda fields, **_: encode(fields))
-    if pretty:
-        renderer = structlog.dev.ConsoleRenderer(colors=target.isatty())
+    def stamp(logger: Any, method: str, fields: Any) -> Any:
+        fields["level"] = method
+        fields["time"] = timestamp()
+        return fields
+
     logger = structlog.wrap_logger(
         structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
         processors=[
-            leave_out,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            _printable,
-            renderer,
+            *([leave_out] if silent else []),
+            stamp,
+            *([_printable, structlog.dev.ConsoleRenderer(colors=target.isatty())] if pretty else [_one_line]),
         ],
     )
     return logger.bind()  # once, instead of at each line
+
+
+def _one_line(logger: Any, method: str, fields: Any) -> str:
+    return strict_json.line(fields).decode("utf-8")
 
 
 def _printable(logger: Any, method: str, fields: Any) -> Any:

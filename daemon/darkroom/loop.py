@@ -144,7 +144,7 @@ class Loop:
                 self.intake.look()
             except OSError as error:
                 self.guard.unreadable(error)
-        if not self.spool.paused() and not self._in_trouble():
+        if self.intake.has_news and not self._in_trouble() and not self.spool.paused():
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
                     self._refuse(arrival)

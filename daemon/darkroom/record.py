@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -57,11 +58,11 @@ class Record:
         self.versions = dict(event.versions)
         self._add("load", event.seconds)
 
-    def saved(self, event: Picture, path: Path, seconds: float) -> None:
+    def saved(self, event: Picture, file: str, seconds: float) -> None:
         """A picture is on disk, which took ``seconds``."""
         self._add("save", seconds)
         self.pictures[event.index] = PictureRecord(
-            file=path.name,
+            file=file,
             sha256=hashlib.sha256(event.data).hexdigest(),
             bytes=len(event.data),
             width=event.width,
@@ -178,6 +179,5 @@ class Record:
     def _timings(self) -> dict[str, float]:
         received = self.ticket.origin.ctime_ns / 1e9
         started = datetime.fromisoformat(self.started_at).timestamp()
-        finished = datetime.fromisoformat(timestamp()).timestamp()
-        timings = {"queued": started - received, **self.seconds, "total": finished - started}
+        timings = {"queued": started - received, **self.seconds, "total": time.time() - started}
         return {phase: round(max(0.0, seconds), 3) for phase, seconds in timings.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import lru_cache
 
 UNIFORM = "uniform"
 SIGMA_SCHEDULES = ("karras", "exponential", UNIFORM, "sgm_uniform")
@@ -74,6 +75,7 @@ class UnknownName(ValueError):
         self.hint = hint
 
 
+@lru_cache(maxsize=256)
 def find_sampler(text: str) -> tuple[Sampler, str | None]:
     """Look up a sampler by any of its names; the old spelling "DPM++ 2M Karras" gives its schedule too.
 
@@ -100,6 +102,7 @@ def _split_schedule(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+@lru_cache(maxsize=256)
 def find_schedule(text: str) -> str:
     """Look up a schedule by any of its names, case ignored. Raises UnknownName."""
     wanted = " ".join(text.split()).casefold()

@@ -6,12 +6,15 @@ and forgets where each value stood; a person who mistyped a job wants to be told
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
+
+from pydantic_core import PydanticSerializationError, to_json
 
 MAX_DEPTH = 64
 MAX_DIGITS = 40
@@ -22,6 +25,7 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None}
 _WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z_0-9]*")
 _LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][-+.0-9eE_]*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTES = "'‘’“”„«»`"
 
 Path = tuple[str | int, ...]
@@ -67,6 +71,15 @@ def decode(data: bytes) -> str:
         raise JSONFault(
             f"the file is not UTF-8 text: byte 0x{data[error.start]:02x}", before + "?", len(before), "save it as UTF-8"
         ) from None
+
+
+def line(value: Any) -> bytes:
+    """What we write ourselves: any value as one line of JSON, without its end. Half a surrogate pair becomes text."""
+    try:
+        return to_json(value, fallback=str)
+    except PydanticSerializationError:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        return _SURROGATE.sub(lambda half: rf"\\u{ord(half[0]):04x}", text).encode()
 
 
 def shown(text: str) -> str:

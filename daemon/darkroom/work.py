@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from darkroom.errors import (
     JobError,
     RenderFailed,
     Stopped,
+    StorageTrouble,
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
@@ -100,7 +101,12 @@ class Work:
 
     def do(self, ticket: Ticket) -> None:
         """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
-        record = self._record(ticket)
+        try:
+            self._do(self._record(ticket))
+        finally:
+            _write_log(ticket)
+
+    def _do(self, record: Record) -> None:
         error: DarkroomError | None = None
         try:
             if record.state is None:
@@ -156,6 +162,7 @@ class Work:
         while record.missing():
             self._refuse_repeat_offender(ticket)
             number = ticket.begin_attempt()
+            _write_log(ticket)
             try:
                 self._run(record)
             except Stopped:
@@ -202,22 +209,24 @@ class Work:
             case Loaded():
                 record.loaded(event)
                 seconds = round(event.seconds, 3)
-                self._say("model.loaded", ticket, model=event.model, seconds=seconds, device=event.device)
+                fields = {"model": event.model, "seconds": seconds, "device": event.device}
+                self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
             case Step():
                 now = self.clock()
                 if now - record.progress_at >= PROGRESS_S:
                     record.progress_at = now
+                    _write_log(ticket)
                     ticket.write_progress(record.progress(event))
             case Picture():
                 begin = self.clock()
-                path = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
-                record.saved(event, path, self.clock() - begin)
-                self._say("picture.saved", ticket, file=path.name, seed=event.seed)
+                file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
+                record.saved(event, file, self.clock() - begin)
+                self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
             case Fallback():
                 record.fell_back(event)
                 self._keep_state(record)
-                fields = {"rung": event.rung, "lossless": event.lossless, "why": event.because}
-                self._say("oom.step_down", ticket, level="warning", **fields)
+                step = {"rung": event.rung, "lossless": event.lossless, "why": event.because}
+                self._say("oom.step_down", ticket, level="warning", **step)
             case Warned():
                 record.warned(event)
                 self._keep_state(record)
@@ -235,15 +244,15 @@ class Work:
     def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
         ticket = record.ticket
         verdict = record.verdict(error)
-        pictures = len(verdict.result.pictures)
+        event, level, fields = "job.done", "info", {"name": ticket.name, "pictures": len(verdict.result.pictures)}
         if verdict.error is None:
-            seconds = verdict.result.seconds["total"]
-            self._say("job.done", ticket, name=ticket.name, pictures=pictures, seconds=seconds)
+            fields["seconds"] = verdict.result.seconds["total"]
         else:
-            fields = {"reason": verdict.error.reason, "why": verdict.error.message}
-            self._say("job.failed", ticket, level="warning", name=ticket.name, pictures=pictures, **fields)
+            event, level = "job.failed", "warning"
+            fields |= {"reason": verdict.error.reason, "why": verdict.error.message}
+        ticket.log(event, fields)
         path = self.insist(lambda: self.spool.publish(ticket, verdict))
-        self.logger.info("job.published", id=ticket.id, path=str(path))
+        getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
         if verdict.error is None:
             self.done += 1
         else:
@@ -256,3 +265,9 @@ class Work:
         """One line in the daemon's log and the same in the job's."""
         getattr(self.logger, level)(event, id=ticket.id, **fields)
         ticket.log(event, fields)
+
+
+def _write_log(ticket: Ticket) -> None:
+    """For those who look on. The disk's troubles are for what matters to meet."""
+    with suppress(StorageTrouble):
+        ticket.write_log()

@@ -38,6 +38,8 @@ def spool(
 ) -> None:
     """What the spool's promise costs: jobs without an engine, against the bare calls to the disk that they make.
 
+    Beside it the whole daemon, which also checks each job, records and logs what was done.
+
     [dim]darkroom bench spool
     darkroom bench spool --dir /dev/shm --json
     darkroom bench spool --dir /dev/shm --waiting 100000 --jobs 20000[/dim]
@@ -98,10 +100,12 @@ _ROWS: dict[str, tuple[str, _Sentence]] = {
     "waiting": ("waiting", lambda n: f"{n:,} files"),
     "results": ("results in done/", lambda n: f"{n:,}"),
     "jobs": ("jobs", lambda n: f"{n:,}"),
-    "jobs_per_s": ("darkroom", lambda n: f"{n:,.0f} jobs/s"),
     "floor_jobs_per_s": ("the bare calls", lambda n: f"{n:,.0f} jobs/s"),
+    "spool_jobs_per_s": ("the spool", lambda n: f"{n:,.0f} jobs/s"),
+    "jobs_per_s": ("the whole daemon", lambda n: f"{n:,.0f} jobs/s"),
     "few_jobs_per_s": ("beside it, with few", lambda n: f"{n:,.0f} jobs/s"),
     "ratio": ("ratio", lambda n: f"[bold]{n:.2f}[/bold]"),
+    "daemon_ratio": ("ratio of the whole daemon", lambda n: f"[bold]{n:.2f}[/bold]"),
     "cpu_us_per_job": ("processor", lambda n: f"{n:,} µs a job"),
     "calls_per_job": ("calls", lambda n: f"{n} a job"),
     "fsyncs_per_job": ("of them fsync", lambda n: f"{n} a job"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def gather(spool: Spool) -> dict[str, Any]:
         "running": running,
         "holder": holder(spool.working) if running else None,
         "paused": (spool.root / PAUSE).exists(),
-        "daemon": health.model_dump() if health is not None else None,
+        "daemon": asdict(health) if health is not None else None,
         "waiting": spool.waiting(),
         "working": _working(spool.working),
         "done": _count(spool.done),

@@ -189,6 +189,11 @@ class Intake:
 
     # Giving
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``refused`` has something to do."""
+        return bool(self._hopeless) or bool(self._new and self.clock() >= self._next_judging)
+
     def refused(self, budget_s: float) -> Iterator[Arrival]:
         """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
         begin = self.clock()
@@ -339,7 +344,7 @@ class Intake:
 
     def _look_at(self, name: str, now: float, arrivals: list[Arrival] | None = None) -> None:
         """A new arrival is put into ``arrivals``, or at once into the window; an oddity is reported."""
-        found = look_at(name, self.spool.inbox / name)
+        found = look_at(name, f"{self.spool.inbox}/{name}")
         if isinstance(found, Oddity):
             self._report(name, found.why)
         elif found is not None:

@@ -6,15 +6,24 @@ import difflib
 import secrets
 from typing import Any
 
+from pydantic import BaseModel
+
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.job.types import Job, Request
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
 
-DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE = 7.5
 DEFAULT_SAMPLER = "DPM++ 2M"
+_DEFAULTS = {
+    "negative_prompt": "",
+    "num_inference_steps": 50,
+    "guidance_scale": 7.5,
+    "seed": -1,
+    "count": 1,
+    "clip_skip": 1,
+    "long_prompt": "chunk",
+}
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
@@ -27,35 +36,29 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
     defaults = model.defaults
     errors: list[FieldError] = []
     sampler, schedule = _sampling(request, defaults.sampler, defaults.schedule, errors)
-
-    def first(*choices: Any) -> Any:
-        return next((choice for choice in choices if choice is not None), None)
-
-    seed = request.seed
-    job = Job(
-        id=id,
-        prompt=request.prompt,
-        negative_prompt=first(request.negative_prompt, defaults.negative_prompt, ""),
-        num_inference_steps=first(request.num_inference_steps, defaults.num_inference_steps, DEFAULT_STEPS),
-        guidance_scale=first(request.guidance_scale, defaults.guidance_scale, DEFAULT_GUIDANCE),
-        seed=secrets.randbits(32) if seed is None or seed < 0 else seed,
-        width=first(request.width, defaults.width),
-        height=first(request.height, defaults.height),
-        count=first(request.count, 1),
-        model=model.name,
-        sampler=sampler,
-        schedule=schedule,
-        clip_skip=first(request.clip_skip, 1),
-        long_prompt=first(request.long_prompt, "chunk"),
-        on_oom=first(request.on_oom, config.engine.on_oom),
-        output_format=first(request.output_format, config.output.format),
-        quality=first(request.quality, config.output.quality),
+    chosen: dict[str, Any] = (
+        _DEFAULTS
+        | {
+            "on_oom": config.engine.on_oom,
+            "output_format": config.output.format,
+            "quality": config.output.quality,
+        }
+        | _said(defaults)
+        | _said(request)
+        | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule}
     )
+    if chosen["seed"] < 0:
+        chosen["seed"] = secrets.randbits(32)
+    job = Job(**chosen)
     _check_limits(job, config, errors)
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
     return job
+
+
+def _said(model: BaseModel) -> dict[str, Any]:
+    return {field: value for field, value in model if value is not None}
 
 
 def _find_model(name: str, catalog: Catalog) -> Model:

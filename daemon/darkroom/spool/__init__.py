@@ -12,9 +12,9 @@ from darkroom.spool.inbox import (
     read,
 )
 from darkroom.spool.lock import holder, is_held
-from darkroom.spool.names import is_plain, is_temporary, is_urgent, new_id, published_name, slug
+from darkroom.spool.names import is_plain, is_temporary, is_urgent, new_id, published_name, slug, timestamp
 from darkroom.spool.spool import PAUSE, Spool, Verdict
-from darkroom.spool.ticket import State, Ticket, timestamp
+from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
     "MAX_FOLDER_DEPTH",

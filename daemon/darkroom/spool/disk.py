@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import NoReturn
 
 from darkroom.errors import StorageTrouble
 
@@ -32,6 +35,15 @@ TROUBLE = frozenset(
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 """What network file systems answer that cannot sync a folder: they are as durable as their server is."""
 
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+MOST_HELD = 4
+"""So many folders are held open at most."""
+
+StrPath = str | PathLike[str]
+"""Paths are texts on a job's way: to make and join a ``Path`` costs more than most calls to a disk in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -47,12 +59,19 @@ class Call:
     data: bytes = b""
 
 
+def _raise(error: OSError, path: StrPath, doing: str) -> NoReturn:
+    """The machine's errors as StorageTrouble; the others as they are."""
+    if error.errno in TROUBLE:
+        raise StorageTrouble(f"{os.fspath(path)}: {error.strerror} (at {doing})") from error
+    raise error
+
+
 class storage_errors:  # noqa: N801
     """A context that turns the machine's errors into StorageTrouble; the others pass."""
 
     __slots__ = ("doing", "path")
 
-    def __init__(self, path: Path, doing: str) -> None:
+    def __init__(self, path: StrPath, doing: str) -> None:
         self.path = path
         self.doing = doing
 
@@ -61,7 +80,7 @@ class storage_errors:  # noqa: N801
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.errno in TROUBLE:
-            raise StorageTrouble(f"{self.path}: {error.strerror} (at {self.doing})") from error
+            _raise(error, self.path, self.doing)
 
 
 class Disk:
@@ -69,103 +88,164 @@ class Disk:
 
     def __init__(self, observe: Callable[[Call], None] | None = None) -> None:
         self._observe = observe
+        self._held: OrderedDict[str, int] = OrderedDict()
         self.calls = 0
 
-    def _call(self, name: str, path: Path, target: Path | None = None, data: bytes = b"") -> storage_errors:
+    def _announce(self, name: str, path: StrPath, target: StrPath | None = None, data: bytes = b"") -> None:
         self.calls += 1
-        translated = storage_errors(path, name)
         if self._observe is not None:
-            with translated:
-                self._observe(Call(self.calls, name, path, target, data))
-        return translated
+            with storage_errors(path, name):
+                self._observe(Call(self.calls, name, Path(path), None if target is None else Path(target), data))
 
-    def mkdir(self, path: Path) -> None:
+    def mkdir(self, path: StrPath) -> None:
         """Make a folder. Raises FileExistsError."""
-        with self._call("mkdir", path):
-            path.mkdir()
-
-    def rename(self, path: Path, target: Path) -> None:
-        """Rename within one file system; an existing file at ``target`` is replaced, a folder with content is not."""
-        with self._call("rename", path, target):
-            os.rename(path, target)  # noqa: PTH104 - Path's makes another Path
-
-    def link(self, path: Path, target: Path) -> None:
-        """Give a file a second name. Raises FileExistsError: unlike ``rename`` it never replaces."""
-        with self._call("link", path, target):
-            target.hardlink_to(path)
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file; none there is fine."""
-        with self._call("unlink", path):
-            path.unlink(missing_ok=True)
-
-    def rmdir(self, path: Path) -> None:
-        """Remove an empty folder."""
-        with self._call("rmdir", path):
-            path.rmdir()
-
-    def sync_folder(self, path: Path) -> None:
-        """fsync a folder, so that what was created, renamed or removed in it stays so."""
-        with self._call("fsync", path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                if error.errno not in _NO_FOLDER_SYNC:
-                    raise
-            finally:
-                os.close(descriptor)
-
-    def sync_file(self, path: Path) -> None:
-        """fsync a file written before; none there is fine."""
-        with self._call("fsync", path):
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def write(self, path: Path, data: bytes, *, sync: bool = True) -> None:
-        """Write a whole file, and fsync it. Not atomic: for a name that nobody reads yet."""
-        with self._call("create", path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o666)
+        self._announce("mkdir", path)
         try:
-            with self._call("write", path, data=data):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-            if sync:
-                with self._call("fsync", path):
-                    os.fsync(descriptor)
-        finally:
+            os.mkdir(path)
+        except OSError as error:
+            _raise(error, path, "mkdir")
+
+    def rename(self, path: StrPath, target: StrPath) -> None:
+        """Rename within one file system; an existing file at ``target`` is replaced, a folder with content is not."""
+        self._announce("rename", path, target)
+        try:
+            os.rename(path, target)
+        except OSError as error:
+            _raise(error, path, "rename")
+
+    def link(self, path: StrPath, target: StrPath) -> None:
+        """Give a file a second name. Raises FileExistsError: unlike ``rename`` it never replaces."""
+        self._announce("link", path, target)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            _raise(error, path, "link")
+
+    def unlink(self, path: StrPath) -> None:
+        """Remove a file; none there is fine."""
+        self._announce("unlink", path)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _raise(error, path, "unlink")
+
+    def rmdir(self, path: StrPath) -> None:
+        """Remove an empty folder."""
+        self._announce("rmdir", path)
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            _raise(error, path, "rmdir")
+
+    def sync_folder(self, path: StrPath) -> None:
+        """fsync a folder, so that what was created, renamed or removed in it stays so."""
+        self._announce("fsync", path)
+        held = self._held.get(os.fspath(path))
+        try:
+            if held is not None:
+                os.fsync(held)
+                return
+            descriptor = os.open(path, _FOLDER)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if held is not None:
+                self.let_go(os.fspath(path))  # never again on this descriptor
+            if error.errno not in _NO_FOLDER_SYNC:
+                _raise(error, path, "fsync")
+
+    def hold(self, path: str) -> None:
+        """Keep a folder open that will be synced often: to open it costs most of a sync on a disk in memory.
+
+        For folders that nobody but us may replace. The ones held longest are let go, and may not be missed.
+        """
+        if path in self._held:
+            self._held.move_to_end(path)
+            return
+        try:
+            self._held[path] = os.open(path, _FOLDER)
+        except OSError:
+            return  # ``sync_folder`` opens it itself, and says what is wrong
+        while len(self._held) > MOST_HELD:
+            self.let_go(next(iter(self._held)))
+
+    def let_go(self, path: str) -> None:
+        """Close a folder; harmless where it is not held."""
+        descriptor = self._held.pop(path, None)
+        if descriptor is not None:
             os.close(descriptor)
 
-    def replace(self, path: Path, data: bytes, *, sync: bool = True) -> None:
+    def close(self) -> None:
+        """Let go of all folders."""
+        for path in list(self._held):
+            self.let_go(path)
+
+    def sync_file(self, path: StrPath) -> None:
+        """fsync a file written before; none there is fine."""
+        self._announce("fsync", path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _raise(error, path, "fsync")
+
+    def write(self, path: StrPath, data: bytes, *, sync: bool = True) -> None:
+        """Write a whole file, and fsync it. Not atomic: for a name that nobody reads yet."""
+        doing = "create"
+        self._announce(doing, path)
+        try:
+            descriptor = os.open(path, _ANEW, 0o666)
+            try:
+                doing = "write"
+                self._announce(doing, path, data=data)
+                written = os.write(descriptor, data)
+                while written < len(data):
+                    written += os.write(descriptor, memoryview(data)[written:])
+                if sync:
+                    doing = "fsync"
+                    self._announce(doing, path)
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            _raise(error, path, doing)
+
+    def replace(self, path: StrPath, data: bytes, *, sync: bool = True) -> None:
         """Write a file so that it appears whole: hidden temporary, fsync, rename. The folder is not synced."""
-        hidden = path.with_name(f".{path.name}.tmp")
+        folder, _, name = os.fspath(path).rpartition("/")
+        hidden = f"{folder}/.{name}.tmp"
         self.write(hidden, data, sync=sync)
         self.rename(hidden, path)
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: StrPath, data: bytes) -> None:
         """Add to the end of a file, made if need be; not synced."""
-        with self._call("append", path, data=data):
+        self._announce("append", path, data=data)
+        try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
             try:
                 os.write(descriptor, data)
             finally:
                 os.close(descriptor)
+        except OSError as error:
+            _raise(error, path, "append")
 
-    def remove_tree(self, folder: Path) -> None:
+    def remove_tree(self, folder: StrPath) -> None:
         """Remove a folder and all in it, links not followed."""
-        for entry in list(os.scandir(folder)):
-            path = Path(entry.path)
+        with os.scandir(folder) as entries:
+            found = list(entries)
+        for entry in found:
             if entry.is_dir(follow_symlinks=False):
-                self.remove_tree(path)
+                self.remove_tree(entry.path)
             else:
-                self.unlink(path)
+                self.unlink(entry.path)
         self.rmdir(folder)

@@ -7,14 +7,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from darkroom.spool.names import is_conflict_copy, is_job, is_temporary, is_urgent
 
 MAX_FOLDER_DEPTH = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """What tells one content of a path from another without reading it."""
 
     device: int
@@ -29,12 +29,11 @@ class Fingerprint:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A regular file in the inbox that may be a job. ``name`` is relative to the inbox, with slashes."""
 
     name: str
-    path: Path
+    path: str
     fingerprint: Fingerprint
 
     @property
@@ -48,7 +47,6 @@ class Oddity:
     """Something in the inbox that is left where it is; ``why`` is for the log, once."""
 
     name: str
-    path: Path
     why: str
 
 
@@ -57,25 +55,25 @@ def walk(inbox: Path) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
 
     Raises OSError where the inbox itself cannot be read; a sub-folder that cannot is an Oddity.
     """
-    folders = [("", inbox, 0)]
+    folders = [("", str(inbox), 0)]
     while folders:
         prefix, folder, depth = folders.pop()
         if depth > MAX_FOLDER_DEPTH:
-            yield Oddity(prefix.rstrip("/"), folder, "folders are too deep here")
+            yield Oddity(prefix.rstrip("/"), "folders are too deep here")
             continue
         try:
             entries = os.scandir(folder)
         except OSError as error:
             if not prefix:
                 raise
-            yield Oddity(prefix.rstrip("/"), folder, f"this folder cannot be looked into: {error.strerror}")
+            yield Oddity(prefix.rstrip("/"), f"this folder cannot be looked into: {error.strerror}")
             continue
         with entries:
             for entry in entries:
                 if is_temporary(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append((f"{prefix}{entry.name}/", Path(entry.path), depth + 1))
+                    folders.append((f"{prefix}{entry.name}/", entry.path, depth + 1))
                 else:
                     yield prefix + entry.name, entry
 
@@ -90,7 +88,7 @@ def look(inbox: Path) -> Iterator[Arrival | Oddity]:
     for found in walk(inbox):
         if isinstance(found, Oddity):
             yield found
-        elif (known := look_at(found[0], Path(found[1].path))) is not None:
+        elif (known := look_at(found[0], found[1].path)) is not None:
             yield known
 
 
@@ -99,40 +97,40 @@ def count(inbox: Path) -> int:
     return sum(not isinstance(found, Oddity) and is_candidate(found[1]) for found in walk(inbox))
 
 
-def look_at(name: str, path: Path) -> Arrival | Oddity | None:
+def look_at(name: str, path: str) -> Arrival | Oddity | None:
     """What lies at ``path``; None for a folder, for a temporary, and for what vanished meanwhile."""
-    leaf = path.name
+    leaf = path.rpartition("/")[2]
     if is_temporary(leaf):
         return None
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Oddity(name, path, f"it cannot be looked at: {error.strerror}")
+        return Oddity(name, f"it cannot be looked at: {error.strerror}")
     if stat.S_ISDIR(status.st_mode):
         return None
     if stat.S_ISLNK(status.st_mode):
-        return Oddity(name, path, "it is a symbolic link; links are never followed: copy the file itself")
+        return Oddity(name, "it is a symbolic link; links are never followed: copy the file itself")
     if not stat.S_ISREG(status.st_mode):
-        return Oddity(name, path, "it is not a regular file")
+        return Oddity(name, "it is not a regular file")
     if is_conflict_copy(leaf):
-        return Oddity(name, path, "it is a synchroniser's conflict copy; rename it to run it, or delete it")
+        return Oddity(name, "it is a synchroniser's conflict copy; rename it to run it, or delete it")
     if not is_job(leaf):
-        return Oddity(name, path, "it is not a job: jobs are *.json files")
+        return Oddity(name, "it is not a job: jobs are *.json files")
     return Arrival(name, path, Fingerprint.of(status))
 
 
-def fingerprint(path: Path) -> Fingerprint | None:
+def fingerprint(path: str) -> Fingerprint | None:
     """The fingerprint of what is at ``path`` now; None if there is no regular file."""
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError:
         return None
     return Fingerprint.of(status) if stat.S_ISREG(status.st_mode) else None
 
 
-def read(path: Path, limit: int) -> bytes | None:
+def read(path: str, limit: int) -> bytes | None:
     """A regular file's content, without following a link or waiting on a pipe; None where it is over ``limit`` bytes.
 
     Raises OSError.
@@ -144,9 +142,13 @@ def read(path: Path, limit: int) -> bytes | None:
             raise OSError(f"{path} is not a regular file")
         if status.st_size > limit:
             return None
-        data = bytearray()
-        while len(data) <= limit and (more := os.read(descriptor, status.st_size + 1)):
+        data = b""
+        wanted = status.st_size + 1
+        while len(data) <= limit:
+            more = os.read(descriptor, wanted)
             data += more
-        return bytes(data) if len(data) <= limit else None
+            if len(more) < wanted:  # a regular file gives less only at its end
+                break
+        return data if len(data) <= limit else None
     finally:
         os.close(descriptor)

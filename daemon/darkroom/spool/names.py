@@ -1,11 +1,13 @@
-"""Names: which files of the inbox are jobs, what their results are called, and their ids."""
+"""Names: which files of the inbox are jobs, what their results are called, their ids, and how moments are written."""
 
 from __future__ import annotations
 
 import re
 import secrets
+import time
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 
 MAX_NAME_BYTES = 80
 
@@ -26,6 +28,8 @@ _CONFLICT = re.compile(
     re.IGNORECASE,
 )
 _RESERVED = re.compile(r"^(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\.|$)", re.IGNORECASE)
+_SLUG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,58}[A-Za-z0-9])?", re.ASCII)
+"""What ``slug`` leaves as it is."""
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')
 
 
@@ -67,6 +71,8 @@ def is_plain(name: str) -> bool:
 
 def slug(name: str) -> str:
     """The name in plain ASCII: letters, digits, dot, dash, underscore; never empty, at most 60 characters."""
+    if _SLUG.fullmatch(name) and not _RESERVED.match(name):
+        return name
     ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", ascii_only).strip("-._")[:60].strip("-._")
     return f"{plain}-job" if _RESERVED.match(plain) else plain or "job"
@@ -79,7 +85,18 @@ def published_name(dropped: str) -> str:
     return "/".join(part if is_plain(part) else slug(part) for part in (*groups, stem))
 
 
-def new_id(name: str, now: datetime | None = None) -> str:
+def new_id(name: str) -> str:
     """A job's id: UTC time, slug, eight hexadecimal digits. Sorts by time."""
-    time = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
-    return f"{time}-{slug(name.rpartition('/')[2])[:40]}-{secrets.token_hex(4)}"
+    second = timestamp()[:19].replace("-", "").replace(":", "")
+    return f"{second}Z-{slug(name.rpartition('/')[2])[:40]}-{secrets.token_hex(4)}"
+
+
+def timestamp(ns: int | None = None) -> str:
+    """UTC, ISO 8601 with milliseconds and Z; now unless a time in nanoseconds since 1970 is given."""
+    seconds, rest = divmod(time.time_ns() if ns is None else ns, 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1_000_000:03}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -59,12 +59,13 @@ class Spool:
         self.done = folders.named("done")
         self.failed = folders.named("failed")
         self.limits = limits
+        self._working = str(self.working)
         self._pause = str(self.root / PAUSE)
         self.disk = disk or Disk()
         self._lock = Lock(self.working, self.disk)
         self._inbox_identity: tuple[int, int] | None = None
-        self._moved: dict[Path, Path] = {}
-        self._groups: set[Path] = set()
+        self._moved: dict[str, str] = {}
+        self._groups: set[str] = set()
 
     # Start and end
 
@@ -88,6 +89,7 @@ class Spool:
 
     def close(self) -> None:
         """Let go of the lock."""
+        self.disk.close()
         self._lock.release()
 
     def _make_folders(self) -> None:
@@ -158,7 +160,7 @@ class Spool:
 
     def paused(self) -> bool:
         """Whether somebody put a file named PAUSE into the root."""
-        return os.path.exists(self._pause)  # noqa: PTH110 - asked a thousand times a second
+        return os.path.exists(self._pause)
 
     def free_bytes(self) -> int:
         """Free space for us where the spool is. Raises StorageTrouble."""
@@ -190,25 +192,29 @@ class Spool:
         origin = Origin.of(arrival)
         name = published_name(arrival.name)
         id = new_id(name)
-        folder = self.working / id
+        folder = f"{self._working}/{id}"
+        request = f"{folder}/{REQUEST}"
         self.disk.mkdir(folder)
-        self.disk.write(folder / ORIGIN, origin.model_dump_json().encode())
+        self.disk.hold(self._working)
+        self.disk.hold(folder)
+        self.disk.write(f"{folder}/{ORIGIN}", origin.model_dump_json().encode())
         self.disk.sync_folder(folder)  # kept: without a journal a folder's names may be written in any order
-        self.disk.sync_folder(self.working)
+        self.disk.sync_folder(self._working)
         try:
-            self.disk.rename(arrival.path, folder / REQUEST)
+            self.disk.rename(arrival.path, request)
         except (OSError, StorageTrouble) as error:
             # A network file system may report an error for a rename that happened.
-            if not os.path.lexists(folder / REQUEST):
+            if not os.path.lexists(request):
                 self._undo_claim(folder)
                 if isinstance(error, FileNotFoundError):
                     return None
                 raise
         self.disk.sync_folder(folder)
-        self.disk.sync_folder(arrival.path.parent)
-        return Ticket(id, name, folder, origin, self.disk)
+        self.disk.sync_folder(arrival.path.rpartition("/")[0])
+        return Ticket(id, name, folder, origin, self.disk, fresh=True)
 
-    def _undo_claim(self, folder: Path) -> None:
+    def _undo_claim(self, folder: str) -> None:
+        self.disk.let_go(folder)
         try:
             self.disk.remove_tree(folder)
         except (OSError, StorageTrouble):
@@ -216,7 +222,7 @@ class Spool:
 
     def read_request(self, ticket: Ticket) -> bytes | None:
         """What was dropped; None where it is over ``limits.max_job_bytes``. Raises OSError."""
-        path = ticket.folder / REQUEST
+        path = ticket.at(REQUEST)
         with storage_errors(path, "read"):
             return inbox_folder.read(path, self.limits.max_job_bytes)
 
@@ -236,15 +242,15 @@ class Spool:
                 continue
             verdict = _written_verdict(folder)
             if verdict is not None:
-                self._retire(folder, verdict)
+                self._retire(str(folder), verdict)
                 continue
             ticket = Ticket.load(folder, self.disk)
             yield ticket or self._adopt(folder)
 
     def _adopt(self, folder: Path) -> Ticket:
         """A request whose origin was lost keeps its folder's name."""
-        status = (folder / REQUEST).lstat()
-        arrival = Arrival(f"{folder.name}.json", folder / REQUEST, inbox_folder.Fingerprint.of(status))
+        request = f"{folder}/{REQUEST}"
+        arrival = Arrival(f"{folder.name}.json", request, inbox_folder.Fingerprint.of(os.lstat(request)))
         origin = Origin.of(arrival).model_dump_json().encode()
         self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)
@@ -258,14 +264,15 @@ class Spool:
 
         May be called again after StorageTrouble: it goes on where it was.
         """
-        return self._retire(ticket.folder, verdict)
+        ticket.write_log()
+        return self._retire(ticket.place, verdict)
 
-    def _retire(self, folder: Path, verdict: Verdict) -> Path:
+    def _retire(self, folder: str, verdict: Verdict) -> Path:
         if folder in self._moved:
             return self._settle(folder)
         base = self.done if verdict.error is None else self.failed
         wanted = verdict.result.name
-        self.disk.sync_file(folder / LOG)
+        self.disk.sync_file(f"{folder}/{LOG}")
         number = 1
         while True:
             name = wanted if number == 1 else f"{wanted}~{number}"
@@ -281,25 +288,26 @@ class Spool:
                     continue
                 raise
             self._moved[folder] = target
+            self.disk.let_go(folder)
             return self._settle(folder)
 
-    def _settle(self, folder: Path) -> Path:
+    def _settle(self, folder: str) -> Path:
         """Make the rename that published a job durable."""
         target = self._moved[folder]
-        self.disk.sync_folder(target.parent)
-        self.disk.sync_folder(self.working)
+        self.disk.sync_folder(target.rpartition("/")[0])
+        self.disk.sync_folder(self._working)
         del self._moved[folder]
-        return target
+        return Path(target)
 
-    def _target(self, base: Path, name: str) -> Path:
+    def _target(self, base: Path, name: str) -> str:
         """Where a result goes; the folder of its group is made. A group never lies inside somebody's result."""
         *groups, leaf = name.split("/")
-        parent = base
+        parent = str(base)
         for group in groups:
             number = 1
-            while _is_result(candidate := parent / (group if number == 1 else f"{group}~{number}")):
+            while _is_result(candidate := f"{parent}/{group}" if number == 1 else f"{parent}/{group}~{number}"):
                 number += 1
-            if not candidate.is_dir():
+            if not os.path.isdir(candidate):
                 self.disk.mkdir(candidate)
                 self._groups.discard(candidate)
             if candidate not in self._groups:  # made now, or by an earlier daemon that did not live to sync it
@@ -308,22 +316,22 @@ class Spool:
                     self._groups.clear()
                 self._groups.add(candidate)
             parent = candidate
-        return parent / leaf
+        return f"{parent}/{leaf}"
 
-    def _write_verdict(self, folder: Path, verdict: Verdict, name: str) -> None:
+    def _write_verdict(self, folder: str, verdict: Verdict, name: str) -> None:
         """error.json first: result.json is what says that the verdict is complete.
 
         Changes to one folder become durable in their order, so one fsync serves the rename and the removals after it.
         """
         if verdict.retry is not None:
-            self.disk.replace(folder / RETRY, verdict.retry)
+            self.disk.replace(f"{folder}/{RETRY}", verdict.retry)
         if verdict.error is not None:
-            self.disk.replace(folder / ERROR, _pretty(verdict.error))
-        result = verdict.result.model_copy(update={"name": name})
-        self.disk.replace(folder / RESULT, _pretty(result))
-        for file in os.listdir(folder):  # noqa: PTH208 - names are enough
+            self.disk.replace(f"{folder}/{ERROR}", _pretty(verdict.error))
+        result = verdict.result if name == verdict.result.name else verdict.result.model_copy(update={"name": name})
+        self.disk.replace(f"{folder}/{RESULT}", _pretty(result))
+        for file in os.listdir(folder):
             if file in _PRIVATE or file.startswith((ATTEMPT, ".")):
-                self.disk.unlink(folder / file)
+                self.disk.unlink(f"{folder}/{file}")
         self.disk.sync_folder(folder)
 
 
@@ -335,8 +343,8 @@ def _pretty(model: Result | ErrorReport) -> bytes:
     return model.model_dump_json(indent=2, exclude=exclude).encode() + b"\n"
 
 
-def _is_result(folder: Path) -> bool:
-    return os.path.lexists(folder / RESULT) or (os.path.lexists(folder) and not folder.is_dir())
+def _is_result(folder: str) -> bool:
+    return os.path.lexists(f"{folder}/{RESULT}") or (os.path.lexists(folder) and not os.path.isdir(folder))
 
 
 def _written_verdict(folder: Path) -> Verdict | None:

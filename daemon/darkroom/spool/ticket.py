@@ -15,23 +15,23 @@
 from __future__ import annotations
 
 import base64
-import json
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from darkroom import strict_json
 from darkroom.errors import StorageTrouble
 from darkroom.job import Job
 from darkroom.spool.disk import Disk
 from darkroom.spool.inbox import Arrival
-from darkroom.spool.names import published_name
+from darkroom.spool.names import published_name, timestamp
 
 REQUEST = "request.json"
 ORIGIN = "origin.json"
@@ -47,12 +47,6 @@ ATTEMPT = "attempt."
 PICTURE_SUFFIXES = (".png", ".jpg", ".webp")
 
 
-def timestamp(ns: int | None = None) -> str:
-    """UTC, ISO 8601 with milliseconds and Z; now unless a time in nanoseconds since 1970 is given."""
-    moment = datetime.now(UTC) if ns is None else datetime.fromtimestamp(ns / 1e9, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 @cache
 def boot_id() -> str:
     """Which boot of this machine it is; empty where the system does not say."""
@@ -62,7 +56,10 @@ def boot_id() -> str:
         return ""
 
 
-_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+@cache
+def host_name() -> str:
+    """This machine's name, as it was when first asked for."""
+    return socket.gethostname()
 
 
 class Origin(BaseModel):
@@ -90,7 +87,7 @@ class Origin(BaseModel):
             mtime_ns=print_.mtime_ns,
             ctime_ns=print_.ctime_ns,
             inode=print_.inode,
-            host=socket.gethostname(),
+            host=host_name(),
             boot_id=boot_id(),
         )
 
@@ -109,9 +106,9 @@ class State(BaseModel):
     """job.json: what is to be rendered now, and how it came to differ from what was asked."""
 
     job: Job
-    requested: dict[str, Any] = {}
-    fallbacks: list[dict[str, Any]] = []
-    warnings: list[dict[str, Any]] = []
+    requested: dict[str, Any] = Field(default_factory=dict)
+    fallbacks: list[dict[str, Any]] = Field(default_factory=list)
+    warnings: list[dict[str, Any]] = Field(default_factory=list)
     started_at: str
 
 
@@ -122,15 +119,21 @@ class Attempt(BaseModel):
     ended: Literal["engine-died", "engine-stalled"] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Ticket:
-    """A claimed job. ``name`` is what its results will be called, before any ``~2``."""
+    """A claimed job. ``name`` is what its results will be called, before any ``~2``; ``place`` its folder's path."""
 
     id: str
     name: str
-    folder: Path
+    place: str
     origin: Origin
     disk: Disk
+    fresh: bool = False
+    """Claimed by this daemon: nothing but request and origin were in its folder, so nothing else is looked for."""
+    _lines: list[bytes] = field(default_factory=list, repr=False)
+    """Of log.jsonl, not written yet."""
+    _attempts: dict[int, Attempt] | None = field(default=None, repr=False)
+    """By number, from 1. Only this daemon changes them, so they are read once."""
 
     @classmethod
     def load(cls, folder: Path, disk: Disk) -> Ticket | None:
@@ -139,14 +142,25 @@ class Ticket:
             origin = Origin.model_validate_json((folder / ORIGIN).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
-        return cls(folder.name, published_name(origin.dropped), folder, origin, disk)
+        return cls(folder.name, published_name(origin.dropped), str(folder), origin, disk)
+
+    def at(self, file: str) -> str:
+        """The path of a file in the job's folder."""
+        return f"{self.place}/{file}"
+
+    @property
+    def folder(self) -> Path:
+        """``working/<id>/``, until it is published."""
+        return Path(self.place)
 
     # What was asked, what is to be done
 
     def state(self) -> State | None:
         """The job as resolved earlier; None on the first time."""
+        if self.fresh:
+            return None
         try:
-            return State.model_validate_json((self.folder / STATE).read_bytes())
+            return State.model_validate_json(Path(self.at(STATE)).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
@@ -155,63 +169,68 @@ class Ticket:
 
         Durable with the folder's next fsync, which comes before the engine is woken, and with each picture.
         """
-        self.disk.replace(self.folder / STATE, state.model_dump_json().encode())
+        self.disk.replace(self.at(STATE), state.model_dump_json().encode())
 
     # Attempts
 
+    def _known_attempts(self) -> dict[int, Attempt]:
+        if self._attempts is None:
+            names = () if self.fresh else os.listdir(self.place)
+            numbers = (name.removeprefix(ATTEMPT) for name in names if name.startswith(ATTEMPT))
+            known = sorted(int(number) for number in numbers if number.isdigit())
+            self._attempts = {number: self._read_attempt(number) for number in known}
+        return self._attempts
+
+    def _read_attempt(self, number: int) -> Attempt:
+        try:
+            return Attempt.model_validate_json(Path(self._attempt(number)).read_bytes())
+        except ValidationError:
+            return Attempt(boot_id="")
+
     def attempts(self) -> list[Attempt]:
         """Every waking of the engine for this job that is on record, in order."""
-        found: list[Attempt] = []
-        for number in self._attempt_numbers():
-            try:
-                attempt = Attempt.model_validate_json(self._attempt(number).read_bytes())
-            except ValidationError:
-                attempt = Attempt(boot_id="")
-            found.append(attempt)
-        return found
+        return list(self._known_attempts().values())
 
     def count_attempts(self) -> int:
         """How many there were."""
-        return len(self._attempt_numbers())
-
-    def _attempt_numbers(self) -> list[int]:
-        names = os.listdir(self.folder)  # noqa: PTH208 - names are enough
-        numbers = (name.removeprefix(ATTEMPT) for name in names if name.startswith(ATTEMPT))
-        return sorted(int(number) for number in numbers if number.isdigit())
+        return len(self._known_attempts())
 
     def begin_attempt(self) -> int:
         """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1.
 
         The name is what counts and is durable; the content need not be.
         """
-        number = self.count_attempts() + 1
-        self.disk.write(self._attempt(number), Attempt(boot_id=boot_id()).model_dump_json().encode(), sync=False)
-        self.disk.sync_folder(self.folder)
+        number = len(self._known_attempts()) + 1
+        attempt = Attempt(boot_id=boot_id())
+        self.disk.write(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        self.disk.sync_folder(self.place)
+        self._known_attempts()[number] = attempt
         return number
 
     def end_attempt(self, number: int, ended: Literal["engine-died", "engine-stalled"]) -> None:
         """Put on record that the engine died or hung on this job."""
         attempt = Attempt(boot_id=boot_id(), ended=ended)
         self.disk.replace(self._attempt(number), attempt.model_dump_json().encode())
-        self.disk.sync_folder(self.folder)
+        self.disk.sync_folder(self.place)
+        self._known_attempts()[number] = attempt
 
     def forget_attempt(self, number: int) -> None:
         """Take an attempt off the record that was cut short through no fault of the job."""
         self.disk.unlink(self._attempt(number))  # not synced: one that comes back counts as one of many
+        self._known_attempts().pop(number, None)
 
-    def _attempt(self, number: int) -> Path:
-        return self.folder / f"{ATTEMPT}{number}"
+    def _attempt(self, number: int) -> str:
+        return self.at(f"{ATTEMPT}{number}")
 
     # Pictures
 
-    def picture_path(self, index: int, extension: str) -> Path:
-        """Where picture ``index`` (from 0) is kept: ``cat-1.png`` is the first."""
-        leaf = self.name.rpartition("/")[2]
-        return self.folder / f"{leaf}-{index + 1}.{extension}"
+    @property
+    def _stem(self) -> str:
+        return self.name.rpartition("/")[2]
 
     def pictures(self) -> dict[int, Path]:
         """The finished pictures by index, from 0."""
-        stem = self.name.rpartition("/")[2] + "-"
+        stem = f"{self._stem}-"
         found: dict[int, Path] = {}
         for path in self.folder.iterdir():
             number = path.stem.removeprefix(stem)
@@ -219,30 +238,37 @@ class Ticket:
                 found[int(number) - 1] = path
         return dict(sorted(found.items()))
 
-    def save_picture(self, index: int, extension: str, data: bytes) -> Path:
-        """Durable when this returns: it will not be rendered again."""
-        path = self.picture_path(index, extension)
-        self.disk.replace(path, data)
-        self.disk.sync_folder(self.folder)
-        return path
+    def save_picture(self, index: int, extension: str, data: bytes) -> str:
+        """Durable when this returns its name: ``cat-1.png`` is picture 0. It will not be rendered again."""
+        file = f"{self._stem}-{index + 1}.{extension}"
+        self.disk.replace(self.at(file), data)
+        self.disk.sync_folder(self.place)
+        return file
 
     # For people who look on
 
     def log(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Add a line to log.jsonl. Never raises: a job does not fail for its log."""
-        line = _json({"time": timestamp(), "event": event, **fields})
-        try:
-            self.disk.append(self.folder / LOG, line.encode("utf-8", "backslashreplace") + b"\n")
-        except (OSError, StorageTrouble):
+        """A line of log.jsonl, which ``write_log`` writes with the others since."""
+        self._lines.append(strict_json.line({"time": timestamp(), "event": event, **fields}) + b"\n")
+
+    def write_log(self) -> None:
+        """Add to log.jsonl what was logged since. Raises StorageTrouble, then nothing is forgotten.
+
+        Whatever else is wrong with the log is passed over: a job does not fail for it.
+        """
+        if not self._lines:
             return
+        with contextlib.suppress(OSError):
+            self.disk.append(self.at(LOG), b"".join(self._lines))
+        self._lines.clear()
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
         """Rewrite progress.json: appears whole, is not durable, never raises."""
         try:
-            self.disk.replace(self.folder / PROGRESS, json.dumps(progress).encode(), sync=False)
+            self.disk.replace(self.at(PROGRESS), strict_json.line(progress), sync=False)
         except (OSError, StorageTrouble):
             return
 
     def cancel_wanted(self) -> bool:
         """Whether somebody put a file named ``cancel`` into the job's folder."""
-        return (self.folder / CANCEL).exists()
+        return os.path.exists(self.at(CANCEL))
