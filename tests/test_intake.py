@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from conftest import Darkroom
 from darkroom.errors import InvalidRequest
 from darkroom.intake import Intake
-from darkroom.intake.intake import WINDOW
+from darkroom.intake.intake import UNDER_WAY_S, WINDOW
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import parse
 from darkroom.spool import Spool
@@ -215,6 +216,29 @@ def test_a_file_that_is_heard_of_is_found_without_a_scan(darkroom: Darkroom, des
     assert desk.refused() == ["typo.json"]
     assert [name for name, _ in desk.left] == ["notes.txt"]
     desk.spool.walk = walk  # type: ignore[method-assign]
+
+
+def test_a_file_that_nobody_told_of_is_found_and_counted(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("there-before.json")
+    desk.after(0)
+    desk.intake.hint(str(darkroom.drop("told.json")))
+    desk.intake.look()
+    darkroom.drop("untold.json")
+    time.sleep(UNDER_WAY_S + 0.1)
+    desk.intake.hint(str(darkroom.drop("told-late.json")))
+    darkroom.drop("under-way.json")
+    desk.clock.now += 100
+    desk.intake.look()
+    assert desk.intake.unannounced == 1
+    assert len(desk.taken()) == 5
+
+
+def test_what_a_scan_that_was_asked_for_finds_was_told_of(darkroom: Darkroom, desk: Desk) -> None:
+    desk.after(0)
+    darkroom.drop("in-a-folder-that-was-moved-in/cat.json")
+    time.sleep(UNDER_WAY_S + 0.1)
+    assert desk.after(100).taken() == ["in-a-folder-that-was-moved-in/cat.json"]
+    assert desk.intake.unannounced == 0
 
 
 def test_a_waiting_file_that_is_changed_goes_to_the_end(darkroom: Darkroom, desk: Desk) -> None:

@@ -264,6 +264,26 @@ def test_a_disk_that_fills_up_pauses_and_goes_on_by_itself(darkroom: Darkroom, n
     assert darkroom.names("working") == []
 
 
+def test_notifications_that_fail_in_silence_are_noticed_and_begun_anew(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"rescan_s": 2})
+    loop = darkroom.loop()
+    deaf = loop.guard.watch.changed
+    loop.guard.watch.changed = lambda _: None
+    with Running(loop):
+        until(lambda: "daemon.ready" in darkroom.log.events())
+        loop.guard.watch.changed = deaf  # from the next beginning on
+        until(lambda: loop.health.report.state == "idle")
+        time.sleep(0.1)
+        darkroom.drop("cat.json")
+        until(lambda: loop.work.done == 1)
+        until(lambda: loop.health.report.missed_events == 1)
+        assert darkroom.log.of("watch.missed") == [{"level": "warning", "files": 1}]
+        begin = time.monotonic()
+        darkroom.drop("dog.json")
+        until(lambda: loop.work.done == 2)
+        assert time.monotonic() - begin < 1.5, "it was found by scanning again"
+
+
 def test_an_inbox_made_anew_is_watched_anew(darkroom: Darkroom) -> None:
     with Running(darkroom.loop()):
         until(lambda: "daemon.ready" in darkroom.log.events())

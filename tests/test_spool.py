@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def claim(spool: Spool, name: str) -> Ticket:
     ticket = spool.claim(arrival)
     assert ticket is not None
     return ticket
+
+
+def judged(spool: Spool, name: str) -> tuple[Ticket, Verdict]:
+    ticket = claim(spool, name)
+    return ticket, verdict_of(ticket)
 
 
 def verdict_of(ticket: Ticket, *, failed: bool = False) -> Verdict:
@@ -245,3 +251,32 @@ def test_the_log_of_a_job_never_raises(darkroom: Darkroom, spool: Spool) -> None
     (ticket.folder / "log.jsonl").mkdir()
     ticket.log("job.note", {})
     ticket.write_log()
+
+
+def test_ten_thousand_results_of_one_name_are_not_all_looked_at(
+    darkroom: Darkroom, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 10_001):
+        (darkroom.done / ("cat" if number == 1 else f"cat~{number}")).mkdir()
+    looked_at: list[str] = []
+    lexists = os.path.lexists
+
+    def counting(path: str) -> bool:
+        looked_at.append(path)
+        return lexists(path)
+
+    monkeypatch.setattr(os.path, "lexists", counting)
+    darkroom.drop("cat.json")
+    assert spool.publish(*judged(spool, "cat.json")).name == "cat~10001"
+    assert len(looked_at) < 50
+
+
+def test_the_plain_name_is_used_again_when_its_result_was_taken_away(darkroom: Darkroom, spool: Spool) -> None:
+    names = []
+    for _ in range(3):
+        darkroom.drop("cat.json")
+        names.append(spool.publish(*judged(spool, "cat.json")))
+    assert [path.name for path in names] == ["cat", "cat~2", "cat~3"]
+    shutil.rmtree(names[0])
+    darkroom.drop("cat.json")
+    assert spool.publish(*judged(spool, "cat.json")).name == "cat"

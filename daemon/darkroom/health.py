@@ -42,6 +42,8 @@ class Report:
     done: int = 0
     failed: int = 0
     engine_restarts: int = 0
+    missed_events: int = 0
+    """Files that came without a notification, where there should be some."""
     last_job: str | None = None
     free_bytes: int | None = None
 

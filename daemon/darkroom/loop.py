@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from darkroom.catalog import Catalog
@@ -144,6 +145,8 @@ class Loop:
                 self.intake.look()
             except OSError as error:
                 self.guard.unreadable(error)
+            if self.intake.unannounced:
+                self._watch_anew()
         if self.intake.has_news and not self._in_trouble() and not self.spool.paused():
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
@@ -153,6 +156,12 @@ class Loop:
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
 
+    def _watch_anew(self) -> None:
+        missed, self.intake.unannounced = self.intake.unannounced, 0
+        if self.guard.notified:
+            self.health.update(missed_events=self.health.report.missed_events + missed)
+            self.guard.missed(missed)
+
     # Taking
 
     def _next_ticket(self) -> Ticket | None:
@@ -161,7 +170,7 @@ class Loop:
             return None
         try:
             if not self._recovered:
-                self._claimed.extend(self.spool.recover())
+                self._claimed.extend(self.spool.recover(self._report_published))
                 self._recovered = True
             ticket = self._claimed.popleft() if self._claimed else self._claim_next()
         except TROUBLE as trouble:
@@ -200,6 +209,10 @@ class Loop:
         ticket = self._claim(arrival)
         if ticket is not None and not self.work.refuse(ticket):
             self._claimed.append(ticket)  # it was mended in the last moment
+
+    def _report_published(self, path: Path) -> None:
+        """An earlier daemon had written the verdict and did not live to publish it."""
+        self.logger.info("job.published", path=str(path))
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)

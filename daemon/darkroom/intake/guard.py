@@ -29,23 +29,23 @@ class Guard:
         self._spool = spool
         self._logger = logger
         self._clock = clock
-        self._watch = Watch(spool.inbox, changed)
+        self.watch = Watch(spool.inbox, changed)
         self._next_check = 0.0
 
     def start(self) -> None:
         """Begin to watch, where the file system tells of changes."""
         if self.local:
-            self._watch.start(self._clock())
+            self.watch.start(self._clock())
         self._say_trouble_of_watch()
 
     def stop(self) -> None:
         """End the watch."""
-        self._watch.stop()
+        self.watch.stop()
 
     @property
     def notified(self) -> bool:
         """Whether changes are heard of, not only found by scanning."""
-        return self._watch.alive()
+        return self.watch.alive()
 
     def check(self) -> bool:
         """Look, a few times a second at most. Returns whether the inbox should be scanned afresh."""
@@ -55,11 +55,18 @@ class Guard:
         self._next_check = now + CHECK_S
         if self.trouble is not None or not self._spool.inbox_is_the_same():
             return self._find_again(now)
-        if self.local and self._watch.keep(now):
+        if self.local and self.watch.keep(now):
             self._logger.warning("watch.restarted")
             return True
         self._say_trouble_of_watch()
         return False
+
+    def missed(self, count: int) -> None:
+        """So many files came that no notification told of: watch anew. Scanning found them, and goes on."""
+        if self.local:
+            self._logger.warning("watch.missed", files=count)
+            self.watch.start(self._clock())
+            self._say_trouble_of_watch()
 
     def unreadable(self, error: OSError) -> None:
         """A scan failed: nothing is taken from the inbox until it is found again."""
@@ -76,11 +83,11 @@ class Guard:
             return False
         self.trouble = None
         if self.local:
-            self._watch.start(now)
+            self.watch.start(now)
         self._logger.warning("inbox.found_again")
         return True
 
     def _say_trouble_of_watch(self) -> None:
-        if self._watch.trouble is not None:
-            self._logger.warning("watch.trouble", why=self._watch.trouble)
-            self._watch.trouble = None
+        if self.watch.trouble is not None:
+            self._logger.warning("watch.trouble", why=self.watch.trouble)
+            self.watch.trouble = None

@@ -48,6 +48,9 @@ SLICE_S = 0.02
 UNFINISHED_LOOK_S = 0.2
 UNREADABLE_RETRY_S = 5.0
 
+UNDER_WAY_S = 0.5
+"""A notification may be this late before its file counts as one that nobody told of."""
+
 MOST_HINTS = 1_000
 """When more names than these are heard of between two looks, a scan is cheaper."""
 
@@ -126,6 +129,9 @@ class Intake:
     _unreadable_in_a_row: int = 0
     """How many files were looked into since one could be read."""
 
+    unannounced: int = 0
+    """How many files a scan found that had been there for a while, and no hint had led to them."""
+
     _next_judging: float = 0.0
     _next_unfinished_look: float = 0.0
 
@@ -152,9 +158,10 @@ class Intake:
         while self._hints:
             self._look_where_hinted(self._hints.popleft(), now)
         if self._scan is None and now >= self._scan_due():
-            self._hinted = False
+            hinted, self._hinted = self._hinted, False
             self._scan_cost_s = 0.0
-            self._scan = self._scanning(now)
+            # Beyond the window, and at first, there are files that were told of and forgotten, or never known.
+            self._scan = self._scanning(now, surprising=not hinted and self._complete and not self._beyond)
         if self._scan is not None:
             self._go_on_scanning()
         if self._unfinished and now >= self._next_unfinished_look:
@@ -285,8 +292,8 @@ class Intake:
                 self._earliest_scan = end + pause
                 self._next_scan = end + max(self.rescan_s, pause)
 
-    def _scanning(self, now: float) -> Iterator[None]:
-        """A scan; stops now and then, to be gone on with."""
+    def _scanning(self, now: float, surprising: bool) -> Iterator[None]:
+        """A scan; stops now and then, to be gone on with. ``surprising``: all there is should be known already."""
         self._scans += 1
         number = self._scans
         if self._beyond:
@@ -309,7 +316,7 @@ class Intake:
             elif name not in self._reported and len(self._reported) < MOST_REPORTED:
                 self._look_at(name, now)
         for urgent, choice in choices.items():
-            yield from self._admit(choice, urgent, now)
+            yield from self._admit(choice, urgent, now, surprising)
         self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
         for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
             del self._files[gone]
@@ -325,7 +332,7 @@ class Intake:
             self._new.append(candidate)
             self._queue(candidate)
 
-    def _admit(self, choice: Choice, urgent: bool, now: float) -> Iterator[None]:
+    def _admit(self, choice: Choice, urgent: bool, now: float, surprising: bool) -> Iterator[None]:
         """Those chosen come into the window, oldest first."""
         chosen = choice.chosen()
         if not chosen:
@@ -337,6 +344,9 @@ class Intake:
                 yield
             if name not in self._files:
                 self._look_at(name, now, arrivals)
+        if surprising:
+            told_by_now = time.time_ns() - int(UNDER_WAY_S * 1e9)
+            self.unannounced += sum(arrival.fingerprint.ctime_ns < told_by_now for arrival in arrivals)
         arrivals.sort(key=lambda arrival: arrival.order)
         for arrival in arrivals:
             if arrival.name not in self._files:
@@ -362,8 +372,11 @@ class Intake:
             self._hinted = True
         elif (candidate := self._files.get(name)) is not None:
             self._changed(candidate, now)
-        elif not any(map(is_temporary, name.split("/"))) and self._takes(is_urgent(name)):
-            self._look_at(name, now)
+        elif not any(map(is_temporary, name.split("/"))):
+            if self._takes(is_urgent(name)):
+                self._look_at(name, now)
+            else:
+                self._hinted = True
 
     def _takes(self, urgent: bool) -> bool:
         """Whether the window takes a file by itself, without a choice among those beyond it."""

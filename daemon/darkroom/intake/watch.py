@@ -55,7 +55,7 @@ class Watch:
 
     def __init__(self, folder: Path, changed: Callable[[str | None], None]) -> None:
         self.folder = folder
-        self._changed = changed
+        self.changed = changed
         self._observer: BaseObserver | None = None
         self._retry_at = 0.0
         self.trouble: str | None = None
@@ -68,7 +68,7 @@ class Watch:
         self.stop()
         try:
             observer = _observer()
-            observer.schedule(_Hint(self._changed), str(self.folder), recursive=True)
+            observer.schedule(_Hint(self.changed), str(self.folder), recursive=True)
             observer.start()
         except (OSError, RuntimeError) as error:
             self.trouble = f"no notifications for {self.folder}: {error}; scanning instead"
