@@ -21,8 +21,9 @@ from conftest import Darkroom
 from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
+from darkroom.intake import Waker
 from darkroom.job import Job
-from darkroom.spool import Call, Disk
+from darkroom.spool import PAUSE, Call, Disk
 
 
 class Crash(BaseException):
@@ -41,12 +42,15 @@ class CrashingDisk(Disk):
 
 
 class Engine(FakeExecutor):
-    """The fake executor, with deaths and fallbacks on order."""
+    """The fake executor, with deaths, fallbacks, and a person who asks for a pause, on order."""
 
-    def __init__(self, darkroom: Darkroom, *, deaths: int = 0, falls_back: bool = False) -> None:
+    def __init__(
+        self, darkroom: Darkroom, *, deaths: int = 0, falls_back: bool = False, pause: Path | None = None
+    ) -> None:
         super().__init__(darkroom.config)
         self.deaths = deaths
         self.falls_back = falls_back
+        self.pause = pause
 
     def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
         for event in super().run(job, skip):
@@ -56,7 +60,25 @@ class Engine(FakeExecutor):
             if isinstance(event, Step) and self.falls_back and job.width == 64 and event.first == 1:
                 yield Fallback("smaller", "no memory", lossless=False, changes={"width": 56 + 16})
                 self.falls_back = False
+            if isinstance(event, Step) and self.pause is not None:
+                self.pause.touch()
             yield event
+
+
+class Lifting(Waker):
+    """Whoever paused the daemon lets it go on as soon as it sleeps. Counts how often."""
+
+    def __init__(self, pause: Path) -> None:
+        super().__init__()
+        self.pause = pause
+        self.lifted = 0
+
+    def wait(self, timeout: float) -> bool:
+        if self.pause.exists():
+            self.pause.unlink()
+            self.lifted += 1
+            return super().wait(0)
+        return super().wait(timeout)
 
 
 @dataclass
@@ -69,6 +91,7 @@ class Way:
     failed: list[str] = field(default_factory=list)
     deaths: int = 0
     falls_back: bool = False
+    pauses: bool = False
     prepare: Callable[[Darkroom], None] | None = None
 
 
@@ -117,6 +140,7 @@ WAYS = [
     Way("engine dies for good", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], deaths=99),
     Way("steps down", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"], falls_back=True),
     Way("cancelled", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], prepare=cancel_it),
+    Way("paused", {"a.json": {"prompt": "a"} | JOB, "b.json": {"prompt": "b"} | JOB}, done=["a", "b"], pauses=True),
     Way(
         "three in a row",
         {
@@ -130,8 +154,17 @@ WAYS = [
 ]
 
 
+def named(*names: str) -> list[Way]:
+    found = [way for way in WAYS if way.name in names]
+    assert len(found) == len(names)
+    return found
+
+
 class House:
     """A darkroom on a fast file system, made anew for each crash."""
+
+    lifted = 0
+    """How often it was paused, and let go on."""
 
     def __init__(self, way: Way, base: Path) -> None:
         self.way = way
@@ -142,13 +175,20 @@ class House:
         self.contents = sorted(
             hashlib.sha256((self.darkroom.inbox / name).read_bytes()).hexdigest() for name in way.files
         )
-        self.engine = Engine(self.darkroom, deaths=way.deaths, falls_back=way.falls_back)
+        self.engine = Engine(
+            self.darkroom, deaths=way.deaths, falls_back=way.falls_back, pause=self.pause if way.pauses else None
+        )
         if way.prepare is not None:
             way.prepare(self.darkroom)
 
+    @property
+    def pause(self) -> Path:
+        return self.darkroom.root / PAUSE
+
     def run(self, disk: Disk) -> bool:
         """Returns whether it came to its end."""
-        loop = self.darkroom.loop(self.engine, disk, once=True)
+        waker = Lifting(self.pause)
+        loop = self.darkroom.loop(self.engine, disk, once=True, waker=waker)
         if self.impatient:
             loop.first_pause_s = 0.001
         try:
@@ -158,7 +198,8 @@ class House:
         finally:  # what the kernel does when a process is gone
             loop.guard.stop()
             loop.spool.close()
-            loop.waker.close()
+            waker.close()
+            self.lifted += waker.lifted
         return True
 
     def requests(self) -> dict[str, list[Path]]:
@@ -228,6 +269,7 @@ def calls_of(way: Way, base: Path) -> int:
     disk = Disk()
     assert house.run(disk)
     house.hold_to_the_end()
+    assert bool(house.lifted) == way.pauses
     house.remove()
     return disk.calls
 
@@ -248,7 +290,7 @@ def test_a_crash_at_any_call_loses_nothing_and_doubles_nothing(way: Way, base: P
     print(f"{way.name}: {points} crash points")
 
 
-@pytest.mark.parametrize("way", [WAYS[1], WAYS[5], WAYS[8]], ids=lambda way: way.name)
+@pytest.mark.parametrize("way", named("several pictures", "engine dies once", "cancelled"), ids=lambda way: way.name)
 def test_a_crash_in_the_recovery_from_a_crash_loses_nothing(way: Way, base: Path) -> None:
     points = calls_of(way, base)
     pairs = 0
@@ -283,7 +325,11 @@ class FailingDisk(Disk):
         super().__init__(observe)
 
 
-@pytest.mark.parametrize("way", [WAYS[1], WAYS[2], WAYS[5], WAYS[7], WAYS[9]], ids=lambda way: way.name)
+@pytest.mark.parametrize(
+    "way",
+    named("several pictures", "refused", "engine dies once", "steps down", "three in a row"),
+    ids=lambda way: way.name,
+)
 def test_an_error_of_the_disk_at_any_call_is_waited_out_and_blamed_on_no_job(way: Way, base: Path) -> None:
     """Faults 48, 49."""
     points = calls_of(way, base)
@@ -294,3 +340,28 @@ def test_an_error_of_the_disk_at_any_call_is_waited_out_and_blamed_on_no_job(way
         house.hold_to_the_end()
         house.remove()
     print(f"{way.name}: an error at each of {points} calls")
+
+
+@pytest.mark.parametrize("way", named("several pictures", "three in a row"), ids=lambda way: way.name)
+def test_a_crash_while_the_disk_is_in_trouble_loses_nothing(way: Way, base: Path) -> None:
+    """The daemon has paused for a full disk; it is killed in the pause, or as it goes on."""
+    points = calls_of(way, base)
+    crashes = 0
+    for at in range(1, points + 1, 2):
+        for later in (1, 2, 4):
+
+            def observe(call: Call, at: int = at, dead: int = at + later) -> None:
+                if call.number >= dead:
+                    raise Crash
+                if call.number >= at:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(call.path))
+
+            house = House(way, base)
+            house.impatient = True
+            crashes += not house.run(Disk(observe))
+            house.hold_to_the_promise()
+            assert house.run(Disk())
+            house.hold_to_the_end()
+            house.remove()
+    assert crashes > points
+    print(f"{way.name}: {crashes} crashes in a pause for a full disk")

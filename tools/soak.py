@@ -1,6 +1,7 @@
 """Soak: many jobs through the real spool and loop, with the daemon killed again and again; nothing lost, nothing twice.
 
     python tools/soak.py --jobs 100000 --kills 5000
+    python tools/soak.py --jobs 100000 --kills 0 --waiting 100000      all at once: notifications overflow
 
 A daemon with the fake executor works in a process that is sent SIGKILL at random moments and started anew. Jobs are
 dropped all the while: good ones, broken ones, of several pictures, under names that repeat. A consumer looks at each
@@ -29,7 +30,6 @@ from darkroom.logs import make_logger
 from darkroom.loop import Loop
 from darkroom.spool import Spool
 
-MOST_WAITING = 400
 IN_USE = 3
 """A reading may fall into a moment when a job's folder and a file in it are open."""
 
@@ -44,6 +44,8 @@ class Soak:
     jobs: int
     kills: int
     chance: random.Random
+    waiting: int = 400
+    """How many jobs lie in the inbox at most."""
     dropped: dict[str, str] = field(default_factory=dict)
     """sha256 of each request that was dropped → the verdict it must get."""
     verdicts: dict[str, str] = field(default_factory=dict)
@@ -103,10 +105,12 @@ class Soak:
 
     def drop(self) -> None:
         """Fill the inbox up, by rename as well as by a copy in two halves."""
+        if len(self.dropped) >= self.jobs:
+            return
         inbox = self.root / "inbox"
         inbox.mkdir(parents=True, exist_ok=True)
         waiting = sum(1 for _ in inbox.iterdir())
-        while waiting < MOST_WAITING and len(self.dropped) < self.jobs:
+        while waiting < self.waiting and len(self.dropped) < self.jobs:
             number = len(self.dropped)
             job: dict[str, object] = {"prompt": f"job {number}", **SMALL}
             verdict = "done"
@@ -185,6 +189,7 @@ class Soak:
         """Memory and descriptors of one daemon over some more jobs, the first of them not counted."""
         self.jobs += min(self.jobs, 3000)
         self.kills = 0
+        self.waiting = min(self.waiting, 400)
         pid = self.start_daemon()
         readings: list[tuple[int, int]] = []
         begin = len(self.verdicts)
@@ -212,6 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=5_000)
+    parser.add_argument("--waiting", type=int, default=400, help="how many lie in the inbox at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, default=None, help="where to make the spool; default: a RAM disk")
     arguments = parser.parse_args()
@@ -219,7 +225,7 @@ def main() -> int:
     base = arguments.dir or (memory if os.access(memory, os.W_OK) else None)
     root = Path(tempfile.mkdtemp(prefix="darkroom-soak-", dir=base))
     try:
-        figures = Soak(root, arguments.jobs, arguments.kills, random.Random(arguments.seed)).run()
+        figures = Soak(root, arguments.jobs, arguments.kills, random.Random(arguments.seed), arguments.waiting).run()
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(json.dumps(figures))
