@@ -14,7 +14,7 @@ PACKAGE = Path(darkroom.__file__).parent
 
 LAYERS = [
     ["errors", "events", "strict_json", "systemd"],
-    ["config", "sampling", "catalog", "job"],
+    ["config", "sampling", "prompt_syntax", "catalog", "job"],
     ["spool", "output", "health", "logs", "engine.memory"],
     ["intake", "engine.device", "engine.models", "engine.prompt", "engine.samplers", "engine.diffusion"],
     ["engine.render"],
