@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from darkroom.config import Config
 from darkroom.engine.models import Models, Pipeline
-from darkroom.engine.prompt import encode, split
+from darkroom.engine.prompt import emphasise, encode, split
 from darkroom.errors import RenderFailed
-from engine_models import make_job
+from engine_models import make_job, make_tokenizer
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -119,6 +120,171 @@ def test_each_truncated_text_is_told_once_though_two_encoders_cut_it(sdxl: Pipel
         ("The prompt", "red " * 5),
         ("The negative prompt", "blue "),
     ]
+
+
+def positive(pipeline: Pipeline, prompt: str, **fields: Any) -> torch.Tensor:
+    return encode(pipeline, make_job(prompt=prompt, **fields), guided=False).positive.tokens
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(a red circle:1)", "a (red:1.0) circle", "a ([red]) circle", "a [(red)] circle", "(a red (circle:1):1)"]
+)
+def test_weights_of_1_change_no_bit(prompt: str, sd: Pipeline, sdxl: Pipeline) -> None:
+    for pipeline in (sd, sdxl):
+        assert torch.equal(positive(pipeline, prompt), positive(pipeline, "a red circle"))
+
+
+def test_an_escaped_bracket_is_a_bracket_of_the_text(sd: Pipeline) -> None:
+    bracket = sd.tokenizers[0]("(", add_special_tokens=False).input_ids
+    assert len(bracket) == 1
+    plain, escaped = positive(sd, "red"), positive(sd, r"\( red")
+    assert not torch.equal(plain, escaped)
+    assert torch.equal(escaped, positive(sd, r"(\(:1)red"))
+
+
+def off_centre(pipeline: Pipeline) -> None:
+    """Give the embeddings a mean away from 0, as those of real models have; the tiny ones' is 0 by construction."""
+    for encoder in pipeline.text_encoders:
+        encoder.requires_grad_(False)
+        getattr(encoder, "text_model", encoder).final_layer_norm.bias += 0.5
+
+
+def test_each_token_is_multiplied_by_its_weight_and_the_mean_of_the_chunk_restored(sd: Pipeline) -> None:
+    off_centre(sd)
+    plain, weighed = positive(sd, "a red circle on the sky"), positive(sd, "a (red circle:1.5) [on] the sky")
+    factors = torch.ones(77)
+    factors[2:4], factors[4] = 1.5, 1 / 1.1  # begin, a, red, circle, on, …
+    expected = plain * factors[:, None]
+    expected = expected * (plain.mean() / expected.mean())
+    torch.testing.assert_close(weighed, expected)
+    assert not torch.allclose(weighed, plain, atol=0.05)
+
+
+def test_each_chunk_has_a_mean_of_its_own(sd: Pipeline) -> None:
+    off_centre(sd)
+    both = positive(sd, "(a red circle:2) BREAK (the sky:0.5)")
+    apart = [positive(sd, "(a red circle:2)"), positive(sd, "(the sky:0.5)")]
+    torch.testing.assert_close(both, torch.cat(apart, dim=1))
+    beside_a_plain_one = positive(sd, "a red circle BREAK (the sky:0.5)")[:, :77]
+    assert torch.equal(beside_a_plain_one, positive(sd, "a red circle BREAK the sky")[:, :77])
+
+
+def test_a_mean_of_nothing_is_not_restored() -> None:
+    embeddings = torch.tensor([[[1.0, -1.0], [2.0, -2.0], [0.5, -0.4999]]])
+    weights = torch.tensor([[1.0, 1.0, -1.5]])
+    assert torch.equal(emphasise(embeddings, weights), embeddings * weights[:, :, None])
+    assert torch.equal(emphasise(embeddings * 0, weights), embeddings * 0)
+
+
+@given(st.lists(st.sampled_from([1.0, 1.0, 1.1, 0.5, 0.0, -0.5, 3.0]), min_size=77, max_size=77), st.integers(0, 99))
+def test_no_weights_make_more_of_an_embedding_than_they_say(weights: list[float], seed: int) -> None:
+    embeddings = torch.randn(1, 77, 8, generator=torch.Generator().manual_seed(seed))
+    found = emphasise(embeddings, torch.tensor([weights]))
+    assert torch.isfinite(found).all()
+    lightest, heaviest = max(min(weights), 0.1), max(map(abs, weights))
+    assert (found.abs() <= embeddings.abs() * max(heaviest, heaviest / lightest) * 1.01 + 1e-6).all()
+
+
+def test_half_precision_stays_half_precision() -> None:
+    embeddings = torch.randn(1, 77, 8).half() + 1
+    found = emphasise(embeddings, torch.full((1, 77), 1.5))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, embeddings)
+
+
+def test_both_encoders_of_sdxl_are_weighed_and_the_pooled_embedding_is_not(sdxl: Pipeline) -> None:
+    job, plain = make_job(prompt="a (red:1.5) circle"), make_job(prompt="a red circle")
+    weighed, before = (encode(sdxl, each, guided=False).positive for each in (job, plain))
+    assert weighed.pooled is not None
+    assert before.pooled is not None
+    assert torch.equal(weighed.pooled, before.pooled)
+    for encoder in (slice(0, 16), slice(16, 32)):
+        ratio = weighed.tokens[0, :, encoder] / before.tokens[0, :, encoder]
+        torch.testing.assert_close(ratio[2] / ratio[0], torch.full((16,), 1.5))
+        torch.testing.assert_close(ratio[1] / ratio[0], torch.ones(16))
+
+
+def test_break_begins_a_new_chunk(sd: Pipeline) -> None:
+    apart = [positive(sd, text) for text in ("a red circle", "the blue sky", " ")]
+    for prompt, chunks in {
+        "a red circle BREAK the blue sky": (0, 1),
+        "a red circle BREAK BREAK the blue sky": (0, 2, 1),
+        "BREAK the blue sky": (2, 1),
+        "a red circle BREAK": (0,),
+    }.items():
+        torch.testing.assert_close(positive(sd, prompt), torch.cat([apart[chunk] for chunk in chunks], dim=1))
+
+
+def test_the_other_text_is_filled_up_to_as_many_chunks_as_break_makes(sdxl: Pipeline) -> None:
+    ours = encode(sdxl, make_job(prompt="red BREAK blue BREAK sky", negative_prompt="house"), guided=True)
+    assert ours.negative is not None
+    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 32)
+
+
+def test_two_tokenizers_that_count_differently_give_as_many_chunks(sdxl: Pipeline) -> None:
+    from transformers import CLIPTokenizer
+
+    known = make_tokenizer()
+    bytewise = CLIPTokenizer(
+        vocab=known.get_vocab(), merges=[], bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="!"
+    )
+    prompt = "circle " * 20  # 20 tokens, or 120 letters
+    for tokenizers in ((known, bytewise), (bytewise, known)):
+        pipeline = dataclasses.replace(sdxl, tokenizers=tokenizers)
+        assert positive(pipeline, prompt).shape == (1, 154, 32)
+
+
+def test_a_weight_reaches_over_the_border_of_chunks(sd: Pipeline) -> None:
+    long = positive(sd, "(" + "red " * 100 + ":2)")
+    ratio = (long / positive(sd, "red " * 100))[0, :, 0]
+    heavy = [index for index in range(154) if abs(ratio[index] / ratio[0] - 2) < 1e-3]
+    assert heavy == [*range(1, 76), *range(78, 103)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cut"),
+    [
+        ("red " * 74 + "(big:1.3) (Circle, blue:1.2) [on] sky", "ig:1.3) (Circle, blue:1.2) [on] sky"),
+        ("(" + "red " * 75 + "Circle:1.2) on", "Circle:1.2) on"),
+        ("red " * 73 + r"\(\) Circle", "Circle"),
+        ("red " * 40 + "BREAK " + "red " * 35 + "blue sky", "blue sky"),
+    ],
+)
+def test_what_was_cut_is_told_as_it_was_written_brackets_and_all(prompt: str, cut: str, sd: Pipeline) -> None:
+    (warning,) = encode(sd, make_job(prompt=prompt, long_prompt="truncate"), guided=False).warnings
+    assert warning.detail == cut
+
+
+def test_truncating_knows_one_chunk_and_no_break(sd: Pipeline) -> None:
+    ours = encode(sd, make_job(prompt="a red BREAK circle", long_prompt="truncate"), guided=False)
+    assert torch.equal(ours.positive.tokens, positive(sd, "a red circle"))
+    assert ours.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a (red:101) circle", "a (red:-1e9:101) circle", "(" * 50 + "red", "(red:" + "9" * 400 + ")"]
+)
+def test_a_weight_beyond_reason_is_refused(prompt: str, sd: Pipeline) -> None:
+    with pytest.raises(RenderFailed, match=r'"red.* has the weight .*; weights may be up to 100'):
+        encode(sd, make_job(prompt=prompt), guided=False)
+
+
+def test_a_lora_tag_is_refused_by_name_in_either_text(sd: Pipeline) -> None:
+    with pytest.raises(RenderFailed, match='The prompt asks for the LoRA "fur", which darkroom cannot load yet'):
+        encode(sd, make_job(prompt="a cat <lora:fur:0.8>"), guided=False)
+    with pytest.raises(RenderFailed, match='The negative prompt asks for the LoRA "fur"'):
+        encode(sd, make_job(negative_prompt="<lora:fur>"), guided=True)
+    with pytest.raises(RenderFailed, match=r"In the prompt, .*no single number"):
+        encode(sd, make_job(prompt="a cat <lora:fur:much>"), guided=False)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(st.text(max_size=200).filter(lambda text: "<" not in text), st.sampled_from(["chunk", "truncate"]))
+def test_any_text_is_read_by_the_model(sd: Pipeline, text: str, long_prompt: str) -> None:
+    ours = encode(sd, make_job(prompt=text, long_prompt=long_prompt), guided=False)
+    assert ours.positive.tokens.shape[1] % 77 == 0
+    assert torch.isfinite(ours.positive.tokens).all()
+    assert all(text.endswith(warning.detail or "") for warning in ours.warnings)
 
 
 def test_a_chunk_ends_after_a_comma_among_its_last_twenty() -> None:

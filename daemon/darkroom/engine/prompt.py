@@ -4,15 +4,16 @@ A text encoder reads 77 tokens: a begin, 75 of the prompt, an end. A longer prom
 its own begin and end, and their embeddings are laid end to end, as A1111 does. Done here, not by the pipelines of
 diffusers, because these cut at 77 and their ``clip_skip`` fails with transformers 5.6 and later.
 
-The way of a text: ``_tokenize`` → tokens → ``split`` → chunks → ``_read`` → embeddings. Weights of words would join the
-tokens, and ``BREAK`` the chunks, without a change to the rest.
+The way of a text: ``parse`` → fragments of one weight → ``_tokenize`` → tokens → ``split`` → chunks → ``_read`` →
+embeddings, weighed by ``emphasise``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,9 +21,13 @@ from darkroom.engine.models import Pipeline
 from darkroom.errors import RenderFailed
 from darkroom.events import Warned
 from darkroom.job import Job
+from darkroom.prompt_syntax import BadTag, Fragment, parse, take_loras
 
 BACKTRACK = 20
 """A chunk ends after a comma if there is one among its last this many tokens."""
+
+HEAVIEST = 100.0
+"""Weights are refused beyond this, either way: they make noise of a picture, and no numbers at all in float16."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,18 @@ class Conditioning:
     warnings: tuple[Warned, ...] = ()
 
 
+class _Token(NamedTuple):
+    number: int
+    weight: float
+    place: int
+    """Where it begins in the prompt as it was written."""
+
+
 @dataclass(frozen=True)
 class _Text:
     """A text in one tokenizer's tokens: ``cut`` is what did not fit and was left out."""
 
-    chunks: list[list[int]]
+    chunks: list[list[_Token]]
     cut: str | None
 
 
@@ -56,27 +68,36 @@ class _Text:
 def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
     """Read the job's prompt, and its negative prompt if ``guided``.
 
-    Raises RenderFailed where ``clip_skip`` is more than the text encoder has layers.
+    All texts are filled up to as many chunks as the longest has with any of the tokenizers. Raises RenderFailed where
+    ``clip_skip`` is more than a text encoder has layers, for weights beyond reason, and for LoRA tags.
     """
     texts = {"prompt": job.prompt} | ({"negative_prompt": job.negative_prompt} if guided else {})
+    parsed = {field: _parse(field, text) for field, text in texts.items()}
     warnings: dict[str, Warned] = {}
-    read: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {field: [] for field in texts}
+    tokenized: list[dict[str, _Text]] = []
     for tokenizer, encoder in zip(pipeline.tokenizers, pipeline.text_encoders, strict=True):
         room = int(encoder.config.max_position_embeddings) - 2
-        tokenized = {field: _tokenize(tokenizer, text, room, job.long_prompt) for field, text in texts.items()}
-        longest = max(len(text.chunks) for text in tokenized.values())
-        for field, text in tokenized.items():
+        read = {field: _tokenize(tokenizer, texts[field], parsed[field], room, job.long_prompt) for field in texts}
+        for field, text in read.items():
             if text.cut is not None:
                 warnings.setdefault(field, _truncated(field, room, text.cut))
-            chunks = text.chunks + [[]] * (longest - len(text.chunks))
-            read[field].append(_read(pipeline, tokenizer, encoder, chunks, job.clip_skip))
-    positive = _join(read["prompt"])
-    negative = _join(read["negative_prompt"]) if guided else None
+        tokenized.append(read)
+    longest = max(len(text.chunks) for read in tokenized for text in read.values())
+    embedded = {
+        field: _join(
+            [
+                _read(pipeline, tokenizer, encoder, _filled_up(read[field].chunks, longest), job.clip_skip)
+                for tokenizer, encoder, read in zip(pipeline.tokenizers, pipeline.text_encoders, tokenized, strict=True)
+            ]
+        )
+        for field in texts
+    }
+    negative = embedded.get("negative_prompt")
     if negative is not None and not job.negative_prompt and pipeline.zero_empty_negative:
         negative = Embeddings(
             torch.zeros_like(negative.tokens), None if negative.pooled is None else torch.zeros_like(negative.pooled)
         )
-    return Conditioning(positive, negative, tuple(warnings.values()))
+    return Conditioning(embedded["prompt"], negative, tuple(warnings.values()))
 
 
 def split(tokens: Sequence[int], comma: int | None, room: int = 75) -> list[list[int]]:
@@ -96,13 +117,74 @@ def split(tokens: Sequence[int], comma: int | None, room: int = 75) -> list[list
     return [*chunks, rest]
 
 
-def _tokenize(tokenizer: Any, text: str, room: int, long_prompt: str) -> _Text:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens = list(encoded["input_ids"])
-    if long_prompt == "chunk" or len(tokens) <= room:
-        return _Text(split(tokens, _comma(tokenizer), room), None)
-    begin = encoded["offset_mapping"][room][0]
-    return _Text([tokens[:room]], text[begin:])
+def emphasise(embeddings: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Embeddings of chunks, (chunks, 77, width), with each token's multiplied by its weight, (chunks, 77).
+
+    As A1111's ``EmphasisOriginal``: afterwards each chunk is scaled so that its mean, over all tokens and features, is
+    what it was (https://github.com/AUTOMATIC1111/stable-diffusion-webui, modules/sd_emphasis.py). That presupposes a
+    mean well away from 0. Where the new mean is not between the lightest weight (or a tenth) and the heaviest times the
+    old one, the two are rounding and chance, the scale might be any number, and the chunk is left as it is weighed:
+    A1111's "No norm". Chunks of weight 1 throughout come back to the bit.
+    """
+    if bool((weights == 1).all()):
+        return embeddings
+    plain = embeddings.float()
+    weighed = plain * weights.unsqueeze(-1)
+    change = weighed.mean(dim=(1, 2)) / plain.mean(dim=(1, 2))
+    slack = 0.001 * weights.abs().amax(1)  # for rounding, where all weights are the same
+    sound = (change >= weights.amin(1).clamp(min=0.1) - slack) & (change <= weights.amax(1) + slack)
+    restored = weighed / torch.where(sound, change, 1.0).view(-1, 1, 1)
+    heavy = (weights != 1).any(1).view(-1, 1, 1)
+    return torch.where(heavy, restored, plain).to(embeddings.dtype)
+
+
+def _parse(field: str, text: str) -> list[list[Fragment]]:
+    name = field.replace("_", " ")
+    try:
+        _, loras = take_loras(text)
+    except BadTag as error:
+        raise RenderFailed(f"In the {name}, {error}; {error.hint}") from None
+    if loras:
+        raise RenderFailed(
+            f'The {name} asks for the LoRA "{loras[0][0]}", which darkroom cannot load yet; take its tag out'
+        )
+    sections = parse(text)
+    for fragment in (fragment for section in sections for fragment in section):
+        if not abs(fragment.weight) <= HEAVIEST:
+            raise RenderFailed(
+                f'In the {name}, "{fragment.text[:40].strip()}" has the weight {fragment.weight:g}; weights may be '
+                f"up to {HEAVIEST:g} (a round bracket that is meant as one is written \\( )"
+            )
+    return sections
+
+
+def _tokenize(tokenizer: Any, text: str, sections: list[list[Fragment]], room: int, long_prompt: str) -> _Text:
+    """The fragments of ``text`` in tokens, each fragment by itself, as A1111 reads them."""
+    tokens = [[token for fragment in section for token in _tokens(tokenizer, fragment)] for section in sections]
+    if long_prompt == "truncate":  # to one chunk, in which a BREAK has nothing to part
+        together = [token for section in tokens for token in section]
+        return _Text([together[:room]], text[together[room].place :] if len(together) > room else None)
+    if len(tokens) > 1 and not tokens[-1]:
+        tokens.pop()  # a BREAK at the end begins nothing
+    comma = _comma(tokenizer)
+    return _Text([chunk for section in tokens for chunk in _chunks(section, comma, room)], None)
+
+
+def _tokens(tokenizer: Any, fragment: Fragment) -> list[_Token]:
+    encoded = tokenizer(fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        _Token(number, fragment.weight, fragment.places[begin])
+        for number, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _chunks(tokens: list[_Token], comma: int | None, room: int) -> list[list[_Token]]:
+    rest = iter(tokens)
+    return [list(islice(rest, len(chunk))) for chunk in split([token.number for token in tokens], comma, room)]
+
+
+def _filled_up(chunks: list[list[_Token]], count: int) -> list[list[_Token]]:
+    return chunks + [[]] * (count - len(chunks))
 
 
 def _comma(tokenizer: Any) -> int | None:
@@ -120,18 +202,21 @@ def _truncated(field: str, room: int, cut: str) -> Warned:
 
 
 def _read(
-    pipeline: Pipeline, tokenizer: Any, encoder: Any, chunks: list[list[int]], clip_skip: int
+    pipeline: Pipeline, tokenizer: Any, encoder: Any, chunks: list[list[_Token]], clip_skip: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Embeddings (1, 77 × chunks, width) and the pooled one (1, width) of the first chunk, if the encoder has one."""
     length = int(encoder.config.max_position_embeddings)
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    framed = [[begin, *chunk, end] for chunk in chunks]
+    framed = [[begin, *(token.number for token in chunk), end] for chunk in chunks]
     ids = torch.tensor([chunk + [pad] * (length - len(chunk)) for chunk in framed], device=pipeline.device)
     mask = None
     if getattr(encoder.config, "use_attention_mask", False):
         mask = torch.tensor([[1] * len(chunk) + [0] * (length - len(chunk)) for chunk in framed], device=ids.device)
     output = encoder(ids, attention_mask=mask, output_hidden_states=True)
-    tokens = _layer(pipeline, encoder, output, clip_skip).flatten(0, 1).unsqueeze(0)
+    weights = torch.ones(ids.shape, device=ids.device)
+    for row, chunk in enumerate(chunks):
+        weights[row, 1 : len(chunk) + 1] = torch.tensor([token.weight for token in chunk])
+    tokens = emphasise(_layer(pipeline, encoder, output, clip_skip), weights).flatten(0, 1).unsqueeze(0)
     pooled = output.text_embeds[:1] if "text_embeds" in output else None
     return tokens, pooled
 
