@@ -28,7 +28,7 @@ TRAINED = {
 """SD 1.5's, with what must not be inherited."""
 
 PAIRS = [(name, schedule) for name, sampler in SAMPLERS.items() for schedule in sampler.schedules]
-NOISY = {"Euler a", "DPM2 a", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "LCM"}
+NOISY = {"Euler a", "DPM++ SDE", "DPM2 a", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "LCM"}
 ORDINARY = [(name, schedule) for name, schedule in PAIRS if name not in NOISY]
 
 BETAS = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
@@ -160,6 +160,18 @@ def test_as_many_steps_as_a_job_may_have_can_be_set(sampler: str, schedule: str)
         assert scheduler.timesteps[0] >= (999 if steps == 1 else 1000 // steps * (steps - 1))
         # DPM2's are rounded in part, so that one may be a fraction later than the one before
         assert (scheduler.timesteps.diff() <= 0.5).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_diffusers_name_of_a_sampler_is_the_scheduler_that_it_gets(sampler: str) -> None:
+    kinds = [kind.__name__ for kind in type(make_scheduler(sampler, "uniform", TRAINED, 4)).__mro__]
+    names = [alias for alias in SAMPLERS[sampler].aliases if alias.endswith("Scheduler")]
+    if sampler == "DPM++ SDE":  # ours, after diffusers' of this name
+        assert (kinds[0], names) == ("DPMPlusPlusSDE", ["DPMSolverSDEScheduler"])
+    elif names:
+        assert names[0] in kinds
+    else:
+        assert "DPMSolverMultistepScheduler" in kinds  # whose plain name is DPM++ 2M's
 
 
 def test_dpmpp_2m_goes_by_uniform_timesteps_down_to_the_last() -> None:

@@ -45,6 +45,11 @@ def test_no_name_belongs_to_two_samplers() -> None:
         ("DPM++ 2M SDE Heun Karras", "DPM++ 2M SDE Heun", "karras"),
         ("Euler SGM Uniform", "Euler", "sgm_uniform"),
         ("DPM2 a Karras", "DPM2 a", "karras"),
+        ("DPM++ SDE Karras", "DPM++ SDE", "karras"),
+        ("Euler a Beta", "Euler a", "beta"),
+        ("k_dpm_2_a_ka", "DPM2 a", "karras"),
+        ("dpmpp_2m_sde_k", "DPM++ 2M SDE", "karras"),
+        ("heun_k", "Heun", "karras"),
     ],
 )
 def test_the_old_spelling_means_sampler_and_schedule(text: str, name: str, schedule: str) -> None:
@@ -52,19 +57,57 @@ def test_the_old_spelling_means_sampler_and_schedule(text: str, name: str, sched
     assert (sampler.name, implied) == (name, schedule)
 
 
-@pytest.mark.parametrize("text", ["DPM++ 2S a", "DPM++ SDE", "DPM fast", "DPM adaptive", "Restart", "dpm++ 3m sde"])
-def test_a_sampler_without_equivalent_is_refused_with_the_nearest(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("DPM++ 2S a", "DPM2 a"),
+        ("dpmpp_2s_ancestral", "DPM2 a"),
+        ("DPM fast", "DPM++ 2M"),
+        ("DPM adaptive", "DPM++ 2M"),
+        ("dpm_adaptive", "DPM++ 2M"),
+        ("Restart", "Heun"),
+        ("DPM++ 3M SDE", "DPM++ 2M SDE"),
+        ("DPM++ 2S a Karras", "DPM2 a"),
+        ("DPM++ 3M SDE Exponential", "DPM++ 2M SDE"),
+        ("dpmpp_2s_k", "DPM++ 2M"),
+        ("DDPMScheduler", "Euler a"),
+        ("euler_cfg_pp", "Euler"),
+        ("seeds_2", "DPM++ SDE"),
+    ],
+)
+def test_a_sampler_without_equivalent_is_refused_with_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownName, match="there is no sampler") as raised:
         find_sampler(text)
-    nearest = raised.value.hint.removeprefix('the nearest is "').removesuffix('"')
+    assert raised.value.hint == f'the nearest is "{nearest}"'
     assert nearest in SAMPLERS
 
 
-@pytest.mark.parametrize("text", ["DPM++ 2S a Karras", "DPM++ SDE Karras"])
-def test_so_is_its_old_spelling(text: str) -> None:
-    with pytest.raises(UnknownName) as raised:
-        find_sampler(text)
-    assert raised.value.hint.startswith("the nearest is ")
+A1111 = """
+    DPM++ 2M, DPM++ SDE, DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 2S a, DPM++ 3M SDE, Euler a, Euler, LMS, Heun,
+    DPM2, DPM2 a, DPM fast, DPM adaptive, Restart, DDIM, DDIM CFG++, PLMS, UniPC, LCM
+"""
+COMFYUI = """
+    euler, euler_cfg_pp, euler_ancestral, euler_ancestral_cfg_pp, heun, heunpp2, dpm_2, dpm_2_ancestral, lms,
+    dpm_fast, dpm_adaptive, dpmpp_2s_ancestral, dpmpp_2s_ancestral_cfg_pp, dpmpp_sde, dpmpp_sde_gpu, dpmpp_2m,
+    dpmpp_2m_cfg_pp, dpmpp_2m_sde, dpmpp_2m_sde_gpu, dpmpp_2m_sde_heun, dpmpp_2m_sde_heun_gpu, dpmpp_3m_sde,
+    dpmpp_3m_sde_gpu, ddpm, lcm, ipndm, ipndm_v, deis, res_multistep, res_multistep_cfg_pp,
+    res_multistep_ancestral, gradient_estimation, er_sde, seeds_2, seeds_3, sa_solver, sa_solver_pece, ddim,
+    uni_pc, uni_pc_bh2
+"""
+INVOKEAI = """
+    ddim, ddpm, deis, dpmpp_2m, dpmpp_2m_k, dpmpp_2m_sde, dpmpp_2m_sde_k, dpmpp_2s, dpmpp_2s_k, dpmpp_3m,
+    dpmpp_3m_k, dpmpp_sde, dpmpp_sde_k, euler, euler_a, euler_k, heun, heun_k, kdpm_2, kdpm_2_k, kdpm_2_a,
+    kdpm_2_a_k, lcm, lms, lms_k, pndm, tcd, unipc, unipc_k
+"""
+
+
+@pytest.mark.parametrize("tool", [A1111, COMFYUI, INVOKEAI], ids=["A1111", "ComfyUI", "InvokeAI"])
+def test_each_sampler_of_other_tools_is_found_or_refused_with_the_nearest(tool: str) -> None:
+    for name in tool.split(","):
+        try:
+            find_sampler(name)
+        except UnknownName as error:
+            assert error.hint.startswith("the nearest is"), name
 
 
 def test_a_typo_gets_the_near_names() -> None:
@@ -88,19 +131,38 @@ def test_each_schedule_is_found(schedule: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "schedule"),
-    [("normal", "uniform"), ("SGM Uniform", "sgm_uniform"), ("trailing", "sgm_uniform"), ("Automatic", "automatic")],
+    [
+        ("normal", "uniform"),
+        ("SGM Uniform", "sgm_uniform"),
+        ("trailing", "sgm_uniform"),
+        ("Automatic", "automatic"),
+        ("Karras", "karras"),
+        ("Exponential", "exponential"),
+        ("Polyexponential", "exponential"),
+        ("Beta", "beta"),
+        ("Simple", "sgm_uniform"),
+        ("ddim_uniform", "uniform"),
+        ("DDIM", "uniform"),
+    ],
 )
 def test_other_tools_names_of_schedules_are_understood(text: str, schedule: str) -> None:
     assert find_schedule(text) == schedule
 
 
 def test_an_unknown_schedule_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UnknownName, match='there is no schedule "align your steps"') as raised:
-        find_schedule("align your steps")
+    with pytest.raises(UnknownName, match='there is no schedule "wavy"') as raised:
+        find_schedule("wavy")
     assert raised.value.hint == "one of: " + ", ".join(SCHEDULES)
+
+
+@pytest.mark.parametrize("text", ["Align Your Steps", "KL Optimal", "linear_quadratic", "Turbo"])
+def test_a_schedule_without_equivalent_is_refused_with_the_nearest(text: str) -> None:
+    with pytest.raises(UnknownName, match=f'there is no schedule "{text}" here') as raised:
+        find_schedule(text)
+    assert raised.value.hint.removeprefix('the nearest is "').removesuffix('"') in SCHEDULES
 
 
 def test_a_schedule_that_a_sampler_cannot_follow_is_refused() -> None:
     with pytest.raises(UnknownName) as raised:
-        choose_schedule(SAMPLERS["Euler a"], "karras")
-    assert raised.value.hint == "it can follow: automatic, uniform, sgm_uniform"
+        choose_schedule(SAMPLERS["DDIM"], "karras")
+    assert raised.value.hint == "it can follow: automatic, uniform"

@@ -11,12 +11,35 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 UNIFORM = "uniform"
-SIGMA_SCHEDULES = ("karras", "exponential", UNIFORM, "sgm_uniform")
+SIGMA_SCHEDULES = ("karras", "exponential", "beta", UNIFORM, "sgm_uniform")
 
 SCHEDULES = ("automatic", *SIGMA_SCHEDULES)
 """``automatic`` is the sampler's own best; ``uniform`` is linear in time; ``sgm_uniform`` is "trailing"."""
 
-_SCHEDULE_ALIASES = {"normal": UNIFORM, "sgm uniform": "sgm_uniform", "trailing": "sgm_uniform"}
+_SCHEDULE_ALIASES = {
+    "normal": UNIFORM,
+    "linspace": UNIFORM,
+    "ddim": UNIFORM,
+    "ddim_uniform": UNIFORM,
+    "leading": UNIFORM,
+    "polyexponential": "exponential",
+    "simple": "sgm_uniform",
+    "trailing": "sgm_uniform",
+}
+"""A1111's, ComfyUI's and diffusers' names. ``polyexponential`` has an exponent, 1 in A1111; ``simple`` takes every
+n-th noise level from the highest down, as trailing does; DDIM's (leading) is what ``uniform`` means for DDIM and PLMS,
+and with other samplers begins a step lower."""
+
+_NO_SUCH_SCHEDULE = {
+    "align_your_steps": "karras",
+    "align_your_steps_11": "karras",
+    "align_your_steps_32": "karras",
+    "align_your_steps_gits": "karras",
+    "kl_optimal": "karras",
+    "linear_quadratic": UNIFORM,
+    "turbo": "sgm_uniform",
+}
+"""Schedules of A1111, Forge and ComfyUI that are not to be had → the nearest."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +56,58 @@ SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
         Sampler("Euler", ("euler", "k_euler", "EulerDiscreteScheduler")),
-        Sampler(
-            "Euler a",
-            ("euler_ancestral", "k_euler_a", "EulerAncestralDiscreteScheduler"),
-            schedules=(UNIFORM, "sgm_uniform"),
-        ),
+        Sampler("Euler a", ("euler_ancestral", "euler_a", "k_euler_a", "EulerAncestralDiscreteScheduler")),
         Sampler("Heun", ("heun", "k_heun", "HeunDiscreteScheduler")),
         Sampler("LMS", ("lms", "k_lms", "LMSDiscreteScheduler")),
-        Sampler("DPM2", ("dpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
-        Sampler("DPM2 a", ("dpm_2_ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras"),
+        Sampler("DPM2", ("dpm_2", "k_dpm_2", "kdpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
+        Sampler(
+            "DPM2 a",
+            ("dpm_2_ancestral", "k_dpm_2_a", "kdpm_2_a", "KDPM2AncestralDiscreteScheduler"),
+            automatic="karras",
+        ),
         Sampler("DPM++ 2M", ("dpmpp_2m", "k_dpmpp_2m", "DPMSolverMultistepScheduler"), automatic="karras"),
-        Sampler("DPM++ 2M SDE", ("dpmpp_2m_sde", "k_dpmpp_2m_sde"), automatic="exponential"),
-        Sampler("DPM++ 2M SDE Heun", ("dpmpp_2m_sde_heun",), automatic="exponential"),
+        Sampler("DPM++ 2M SDE", ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"), automatic="exponential"),
+        Sampler(
+            "DPM++ 2M SDE Heun",
+            ("dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "k_dpmpp_2m_sde_heun"),
+            automatic="exponential",
+        ),
+        Sampler(
+            "DPM++ SDE",
+            ("dpmpp_sde", "dpmpp_sde_gpu", "k_dpmpp_sde", "DPMSolverSDEScheduler"),
+            automatic="karras",
+        ),
         Sampler("DDIM", ("ddim", "DDIMScheduler"), schedules=(UNIFORM,)),
-        Sampler("UniPC", ("uni_pc", "unipc", "UniPCMultistepScheduler")),
-        Sampler("PLMS", ("plms", "PNDMScheduler"), schedules=(UNIFORM,)),
+        Sampler("UniPC", ("uni_pc", "uni_pc_bh2", "unipc", "UniPCMultistepScheduler")),
+        Sampler("PLMS", ("plms", "pndm", "PNDMScheduler"), schedules=(UNIFORM,)),
         Sampler("LCM", ("lcm", "LCMScheduler"), schedules=(UNIFORM,)),
         Sampler("DEIS", ("deis", "DEISMultistepScheduler")),
     )
 }
 
 _NO_EQUIVALENT = {
-    "dpm++ 2s a": "DPM2 a",
-    "dpm++ sde": "DPM++ 2M SDE",
-    "dpm++ 3m sde": "DPM++ 2M SDE",
-    "dpm fast": "DPM++ 2M",
-    "dpm adaptive": "DPM++ 2M",
-    "restart": "Heun",
+    alias: nearest
+    for nearest, aliases in {
+        "DPM2 a": ("dpm++ 2s a", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "k_dpmpp_2s_a"),
+        "DPM++ 2M": (
+            *("dpm fast", "dpm_fast", "k_dpm_fast", "dpm adaptive", "dpm_adaptive", "k_dpm_ad"),
+            *("dpm++ 2s", "dpmpp_2s", "dpmsolversinglestepscheduler", "dpmpp_3m", "dpmpp_2m_cfg_pp"),
+            *("ipndm", "ipndm_v", "ipndmscheduler", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation"),
+        ),
+        "DPM++ 2M SDE": (
+            *("dpm++ 3m sde", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "k_dpmpp_3m_sde"),
+            *("er_sde", "sa_solver", "sa_solver_pece", "sasolverscheduler"),
+        ),
+        "DPM++ SDE": ("seeds_2", "seeds_3"),
+        "Heun": ("restart", "heunpp2"),
+        "Euler": ("euler_cfg_pp", "edmeulerscheduler", "flowmatcheulerdiscretescheduler"),
+        "Euler a": ("euler_ancestral_cfg_pp", "ddpm", "ddpmscheduler", "res_multistep_ancestral"),
+        "DDIM": ("ddim cfg++",),
+        "LCM": ("tcd", "tcdscheduler"),
+    }.items()
+    for alias in aliases
 }
+"""Samplers of other tools that diffusers has not, or has not for these models → the nearest."""
 
 _BY_ALIAS = {
     spelling.casefold(): sampler for sampler in SAMPLERS.values() for spelling in (sampler.name, *sampler.aliases)
@@ -73,6 +120,18 @@ class UnknownName(ValueError):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+_ENDINGS = {
+    "karras": "karras",
+    "exponential": "exponential",
+    "sgm uniform": "sgm_uniform",
+    "sgm_uniform": "sgm_uniform",
+    "beta": "beta",
+    "k": "karras",
+    "ka": "karras",
+}
+"""Ends of a sampler's name that say its schedule: A1111's old ones, and InvokeAI's ``_k``."""
 
 
 @lru_cache(maxsize=256)
@@ -95,20 +154,22 @@ def find_sampler(text: str) -> tuple[Sampler, str | None]:
 
 def _split_schedule(name: str) -> tuple[str, str | None]:
     """``dpm++ 2m karras`` → ``dpm++ 2m``, ``karras``."""
-    for ending in ("karras", "exponential", "sgm uniform", "sgm_uniform"):
+    for ending, schedule in _ENDINGS.items():
         stem = name.removesuffix(ending)
         if stem != name and stem.endswith((" ", "_")):
-            return stem[:-1], find_schedule(ending)
+            return stem[:-1], schedule
     return name, None
 
 
 @lru_cache(maxsize=256)
 def find_schedule(text: str) -> str:
     """Look up a schedule by any of its names, case ignored. Raises UnknownName."""
-    wanted = " ".join(text.split()).casefold()
+    wanted = "_".join(text.split()).casefold()
     wanted = _SCHEDULE_ALIASES.get(wanted, wanted)
     if wanted in SCHEDULES:
         return wanted
+    if wanted in _NO_SUCH_SCHEDULE:
+        raise UnknownName(f'there is no schedule "{text}" here', f'the nearest is "{_NO_SUCH_SCHEDULE[wanted]}"')
     raise UnknownName(f'there is no schedule "{text}"', "one of: " + ", ".join(SCHEDULES))
 
 

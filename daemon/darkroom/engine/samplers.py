@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from darkroom.engine import schedulers
 from darkroom.errors import RenderFailed
 
 _TRAINED = (
@@ -35,6 +36,7 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
     "uniform": {"timestep_spacing": "linspace"},
     "karras": {"timestep_spacing": "linspace", "use_karras_sigmas": True},
     "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
+    "beta": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},  # see schedulers.with_beta
     "sgm_uniform": {"timestep_spacing": "trailing"},
 }
 
@@ -61,6 +63,7 @@ _RECIPES = {
     "DPM++ 2M SDE Heun": _Recipe(
         "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, explicit=True
     ),
+    "DPM++ SDE": _Recipe("EulerDiscreteScheduler"),  # see schedulers.dpmpp_sde
     "DDIM": _Recipe("DDIMScheduler", _LEADING | {"clip_sample": False}),
     "UniPC": _Recipe("UniPCMultistepScheduler"),
     "PLMS": _Recipe("PNDMScheduler", _LEADING | {"skip_prk_steps": True}),
@@ -83,11 +86,15 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     recipe = _RECIPES[sampler]
     match sampler:
         case "LMS":
-            kind = _lms()
+            kind = schedulers.lms()
         case "DPM2" | "DPM2 a":
-            kind = _dpm2(getattr(diffusers, recipe.scheduler))
+            kind = schedulers.dpm2(getattr(diffusers, recipe.scheduler))
+        case "DPM++ SDE":
+            kind = schedulers.dpmpp_sde(getattr(diffusers, recipe.scheduler))
         case _:
             kind = getattr(diffusers, recipe.scheduler)
+    if schedule == "beta":
+        kind = schedulers.with_beta(kind)
     accepted = set(inspect.signature(kind).parameters)
     known = {key: trained[key] for key in _TRAINED if key in trained}
     if known.pop("rescale_betas_zero_snr", False):
@@ -103,6 +110,9 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     with _numpy_quiet():
         scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
         _set_timesteps(scheduler, recipe, schedule, steps)
+    if sampler == "Euler a" and schedule not in ("uniform", "sgm_uniform"):  # diffusers' knows these two only
+        guide = make_scheduler("Euler", schedule, trained, steps)
+        scheduler.sigmas, scheduler.timesteps = guide.sigmas, guide.timesteps
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
     return scheduler
@@ -136,38 +146,3 @@ def _numpy_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array", category=DeprecationWarning)
         yield
-
-
-def _lms() -> Any:
-    """diffusers' LMS without scipy, which it needs for one integral of a polynomial."""
-    from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
-
-    class LMS(LMSDiscreteScheduler):
-        """The coefficients by Gauss-Legendre quadrature, which is exact for polynomials of a degree this small."""
-
-        def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
-            """∫ of the Lagrange polynomial of the ``current_order``-th last derivative from σₜ to σₜ₊₁."""
-            points, weights = np.polynomial.legendre.leggauss(order)
-            sigmas = self.sigmas.double().numpy()
-            begin, end = sigmas[t], sigmas[t + 1]
-            at = (end - begin) / 2 * points + (end + begin) / 2
-            basis = np.ones_like(at)
-            for other in range(order):
-                if other != current_order:
-                    basis *= (at - sigmas[t - other]) / (sigmas[t - current_order] - sigmas[t - other])
-            return float((end - begin) / 2 * (weights * basis).sum())
-
-    return LMS
-
-
-def _dpm2(kind: Any) -> Any:
-    """diffusers' DPM2 without the thousand timesteps that its constructor works out in 0.3 s, and nobody uses."""
-
-    class DPM2(kind):  # type: ignore[misc]
-        def set_timesteps(self, steps: int, device: Any = None, num_train_timesteps: int | None = None) -> None:
-            if num_train_timesteps is None:
-                super().set_timesteps(steps, device)
-            else:
-                self.sigmas = self.alphas_cumprod  # the constructor wants a tensor there
-
-    return DPM2
