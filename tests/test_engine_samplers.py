@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from darkroom.engine.samplers import advance, make_scheduler, step_arguments
 from darkroom.errors import RenderFailed
-from darkroom.sampling import SAMPLERS
+from darkroom.sampling import SAMPLERS, find_schedule
 
 TRAINED = {
     "_class_name": "PNDMScheduler",
@@ -34,6 +36,30 @@ ORDINARY = [(name, schedule) for name, schedule in PAIRS if name not in NOISY]
 BETAS = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
 ALPHAS = torch.cumprod(1 - BETAS, 0)
 LOG_SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt().log()
+
+
+REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "data/k-diffusion.json").read_text())
+"""What k-diffusion's samplers make of the same noise in 20 steps: see tools/reference_samplers.py."""
+
+TOLERANCES = {
+    "Euler": 2e-6,
+    "Euler a": 4e-6,
+    "Heun": 3e-6,
+    "LMS": 5e-6,
+    "DPM2": 7e-5,
+    "DPM2 a": 7e-5,
+    "DPM++ 2M": 5e-6,
+    "DPM++ 2M SDE": 3e-5,
+    "DPM++ 2M SDE Heun": 3e-5,
+    "DPM++ SDE": 5e-6,
+    "DDIM": 2e-6,
+    "PLMS": 2e-6,
+    "LCM": 2e-6,
+}
+"""Largest relative difference from the reference, in the Euclidean norm."""
+
+WHOLE_STEPS = 3e-3
+"""More for ``sgm_uniform``: diffusers' "trailing" takes whole timesteps (49), A1111 those between (49.95)."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +104,19 @@ def sample(
     scheduler = make_scheduler(sampler, schedule, TRAINED | {"prediction_type": kind}, steps)
     generators = [torch.Generator().manual_seed(seed + index) for index in range(pictures)]
     noise = torch.cat([torch.randn((1, 4, 16, 16), generator=generator) for generator in generators])
+    return walk(scheduler, noise, generators, data, kind), noise
+
+
+def walk(
+    scheduler: Any, noise: torch.Tensor, generators: list[torch.Generator], data: Gaussian, kind: str = "epsilon"
+) -> torch.Tensor:
+    """From noise to pictures, step by step as the engine does."""
     latents = noise * scheduler.init_noise_sigma
     arguments = step_arguments(scheduler, generators)
     for timestep in scheduler.timesteps:
         predicted = data.predict(scheduler.scale_model_input(latents, timestep), timestep, kind)
         latents = advance(scheduler, predicted, timestep, latents, arguments)
-    return latents, noise
+    return latents
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
@@ -134,6 +167,58 @@ def test_euler_is_the_five_lines_of_the_paper(schedule: str) -> None:
         clean = data.mean + data.deviation**2 / (data.deviation**2 + sigma**2) * (x - data.mean)
         x = x + (x - clean) / sigma * (following - sigma)
     assert (found - x).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"),
+    [(sampler, schedule) for sampler, figures in REFERENCE["pictures"].items() for schedule in figures],
+)
+def test_the_numbers_are_those_of_k_diffusion(sampler: str, schedule: str) -> None:
+    """``schedule`` as A1111 calls it; DDIM, PLMS and LCM are compared with their papers."""
+    expected = torch.tensor(REFERENCE["pictures"][sampler][schedule], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(REFERENCE["seed"])
+    noise = torch.randn(REFERENCE["shape"], generator=generator)
+    torch.testing.assert_close(noise.flatten(), torch.tensor(REFERENCE["noise"]), msg="torch draws otherwise now")
+    scheduler = make_scheduler(sampler, find_schedule(schedule), TRAINED, REFERENCE["steps"])
+    found = walk(scheduler, noise, [generator], Gaussian())
+    difference = (found.flatten().double() - expected).norm() / expected.norm()
+    assert difference < (WHOLE_STEPS if schedule == "sgm_uniform" else TOLERANCES[sampler])
+
+
+def test_the_reference_holds_every_sampler_that_k_diffusion_has() -> None:
+    assert set(SAMPLERS) - set(REFERENCE["pictures"]) == {"UniPC", "DEIS"}
+    for sampler, figures in REFERENCE["pictures"].items():
+        assert {find_schedule(schedule) for schedule in figures} == set(SAMPLERS[sampler].schedules)
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "beta", "uniform", "simple"])
+def test_the_noise_levels_are_those_of_a1111(schedule: str) -> None:
+    expected = torch.tensor(REFERENCE["sigmas"][schedule])
+    for sampler in ("Euler", "Euler a", "DPM++ 2M", "UniPC"):
+        found = make_scheduler(sampler, find_schedule(schedule), TRAINED, REFERENCE["steps"]).sigmas
+        torch.testing.assert_close(found, expected, rtol=3e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "plain"),
+    [
+        ("Heun", "karras", "Euler"),
+        ("LMS", "karras", "Euler"),
+        ("DPM2", "karras", "Euler"),
+        ("DPM++ 2M", "karras", "Euler"),
+        ("UniPC", "karras", "Euler"),
+        ("DEIS", "karras", "Euler"),
+        ("PLMS", "uniform", "DDIM"),
+    ],
+)
+def test_samplers_of_higher_order_come_much_nearer_in_as_many_steps(sampler: str, schedule: str, plain: str) -> None:
+    data = Gaussian()
+
+    def error(name: str) -> float:
+        found, noise = sample(name, schedule, 20, data)
+        return float((found - data.exact(noise)).norm())
+
+    assert error(sampler) < error(plain) / 4
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
@@ -191,3 +276,23 @@ def test_a_model_that_begins_at_pure_noise_refuses_samplers_that_cannot() -> Non
     with pytest.raises(RenderFailed, match='"Heun" cannot begin at pure noise'):
         make_scheduler("Heun", "uniform", trained, 10)
     assert make_scheduler("Euler", "sgm_uniform", trained, 10).sigmas[0] > 1000
+
+
+def test_both_noises_of_a_step_of_dpmpp_sde_are_of_one_path() -> None:
+    """The second is as new as the way from halfway to the end is long, and of unit deviation like the first."""
+    scheduler = make_scheduler("DPM++ SDE", "karras", TRAINED, 3)
+    generator = torch.Generator().manual_seed(1)
+    shape = (1, 4, 256, 256)
+    start, middle, end = (float(sigma) for sigma in scheduler.sigmas[:3])
+    still = torch.zeros(shape)
+
+    def noise(following: float, time: torch.Tensor) -> torch.Tensor:
+        """What the step adds where nothing was, and the model finds nothing but nothing."""
+        added = advance(scheduler, still, time, still, {"generator": [generator]})
+        return added / math.sqrt(following**2 - (following**2 / start) ** 2)
+
+    first, second = noise(middle, scheduler.timesteps[0]), noise(end, scheduler.timesteps[1])
+    assert first.std().item() == pytest.approx(1, abs=0.01)
+    assert second.std().item() == pytest.approx(1, abs=0.01)
+    shared = math.sqrt((start - middle) / (start - end))
+    assert (first * second).mean().item() == pytest.approx(shared, abs=0.01)

@@ -8,13 +8,12 @@ would change the pictures.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from darkroom.engine import schedulers
 from darkroom.errors import RenderFailed
@@ -47,25 +46,26 @@ class _Recipe:
 
     scheduler: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    explicit: bool = False
-    """Uniform timesteps are passed one by one: the class's own begin right and end elsewhere, 13 % off."""
+    guided: bool = False
+    """Noise levels and times are Euler's. The class's own are cut to whole timesteps, where A1111's are not, or end
+    elsewhere (13 % off); or it does not know all schedules."""
 
 
 _RECIPES = {
     "Euler": _Recipe("EulerDiscreteScheduler"),
-    "Euler a": _Recipe("EulerAncestralDiscreteScheduler"),
+    "Euler a": _Recipe("EulerAncestralDiscreteScheduler", guided=True),
     "Heun": _Recipe("HeunDiscreteScheduler"),
     "LMS": _Recipe("LMSDiscreteScheduler"),
     "DPM2": _Recipe("KDPM2DiscreteScheduler"),
     "DPM2 a": _Recipe("KDPM2AncestralDiscreteScheduler"),
-    "DPM++ 2M": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, explicit=True),
-    "DPM++ 2M SDE": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, explicit=True),
+    "DPM++ 2M": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, guided=True),
+    "DPM++ 2M SDE": _Recipe("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, guided=True),
     "DPM++ 2M SDE Heun": _Recipe(
-        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, explicit=True
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, guided=True
     ),
     "DPM++ SDE": _Recipe("EulerDiscreteScheduler"),  # see schedulers.dpmpp_sde
     "DDIM": _Recipe("DDIMScheduler", _LEADING | {"clip_sample": False}),
-    "UniPC": _Recipe("UniPCMultistepScheduler"),
+    "UniPC": _Recipe("UniPCMultistepScheduler", guided=True),
     "PLMS": _Recipe("PNDMScheduler", _LEADING | {"skip_prk_steps": True}),
     "LCM": _Recipe("LCMScheduler", {"clip_sample": False}),
     "DEIS": _Recipe("DEISMultistepScheduler"),
@@ -109,24 +109,28 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
         options = known | dict(recipe.options) | _SCHEDULES["sgm_uniform"]
     with _numpy_quiet():
         scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
-        _set_timesteps(scheduler, recipe, schedule, steps)
-    if sampler == "Euler a" and schedule not in ("uniform", "sgm_uniform"):  # diffusers' knows these two only
-        guide = make_scheduler("Euler", schedule, trained, steps)
-        scheduler.sigmas, scheduler.timesteps = guide.sigmas, guide.timesteps
+        _set_timesteps(scheduler, recipe, steps)
+    if recipe.guided:
+        _follow(scheduler, make_scheduler("Euler", schedule, trained, steps))
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
     return scheduler
 
 
-def _set_timesteps(scheduler: Any, recipe: _Recipe, schedule: str, steps: int) -> None:
-    last = scheduler.config.num_train_timesteps - 1
-    if recipe.explicit and schedule == "uniform" and steps > 1:
-        scheduler.set_timesteps(timesteps=np.linspace(last, 0, steps).round().astype(int).tolist())
-    elif recipe.scheduler == "LCMScheduler":
+def _set_timesteps(scheduler: Any, recipe: _Recipe, steps: int) -> None:
+    if recipe.scheduler == "LCMScheduler":
         grid = next(grid for grid in _LCM_GRIDS if grid >= steps)
         scheduler.set_timesteps(steps, original_inference_steps=grid)
     else:
         scheduler.set_timesteps(steps)
+
+
+def _follow(scheduler: Any, guide: Any) -> None:
+    """Go by the noise levels and times of ``guide``, and begin with as much noise as it does."""
+    scheduler.sigmas, scheduler.timesteps = guide.sigmas, guide.timesteps
+    if scheduler.init_noise_sigma == 1:  # latents of unit deviation, where the guide's have the noise's own
+        highest = float(guide.sigmas[0])
+        scheduler.init_noise_sigma = highest / math.sqrt(highest**2 + 1)
 
 
 def step_arguments(scheduler: Any, generators: list[Any]) -> dict[str, Any]:

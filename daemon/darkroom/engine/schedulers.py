@@ -66,6 +66,8 @@ def dpmpp_sde(euler: Any) -> Any:
         """
 
         order = 2
+        sigmas: Any
+        timesteps: Any
 
         def set_timesteps(self, steps: int, device: Any = None) -> None:
             """Euler's σ, and between two of them their geometric mean."""
