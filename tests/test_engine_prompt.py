@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from darkroom.catalog import BUNDLED
 from darkroom.config import Config
 from darkroom.engine.models import Models, Pipeline
 from darkroom.engine.prompt import emphasise, encode, split
+from darkroom.engine.render import Engine
 from darkroom.errors import RenderFailed
-from engine_models import make_job, make_tokenizer
+from engine_models import make_config, make_job, make_tokenizer, pictures, render
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -309,3 +316,39 @@ def test_splitting_loses_nothing_and_fits(tokens: list[int], comma: int | None) 
     assert all(len(chunk) <= 75 for chunk in chunks)
     assert len(chunks) >= 1
     assert all(chunk for chunk in chunks[1:])
+
+
+Pixels = npt.NDArray[np.float64]
+
+
+def share_that_is_drawn_on(pictures: Pixels) -> float:
+    """Of pictures on white ground."""
+    return float((pictures.min(axis=-1) < 200).mean())
+
+
+def blueness(pictures: Pixels) -> float:
+    return float((pictures[..., 2] - pictures[..., :2].mean(axis=-1)).mean())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "measure", "least"),
+    [
+        ("a (large:{}) red circle on a white background", share_that_is_drawn_on, 0.01),
+        ("a red circle on a (blue:{}) background", blueness, 0.4),
+    ],
+)
+def test_on_pictures_of_the_bundled_model_more_weight_is_more_of_it(
+    prompt: str, measure: Callable[[Pixels], float], least: float, tmp_path: Path
+) -> None:
+    """The mean over four seeds grows with the weight: "large" by hundredths of the picture, "blue" by steps of 255."""
+    engine = Engine(make_config(tmp_path, {"seedling": BUNDLED}))
+    fields = {"width": 128, "height": 128, "count": 4, "num_inference_steps": 8, "guidance_scale": 3.0}
+    fields |= {"model": "seedling", "negative_prompt": "", "sampler": "DPM++ 2M", "schedule": "sgm_uniform", "seed": 1}
+    found = []
+    for weight in (0.4, 1, 1.6):
+        made = pictures(render(engine, make_job(prompt=prompt.format(weight), **fields)))
+        pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float64) for data in made.values()]
+        found.append(measure(np.stack(pixels)))
+    engine.close()
+    light, plain, heavy = found
+    assert light + least < plain < heavy - least, found
