@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,16 @@ def about(*fragments: tuple[str, float]) -> list[tuple[str, object]]:
 )
 def test_the_examples_that_a1111_documents_mean_what_they_say(prompt: str, fragments: list[tuple[str, float]]) -> None:
     assert read(prompt) == [about(*fragments)]
+
+
+def test_the_table_in_the_documentation_is_true() -> None:
+    text = (Path(__file__).parent.parent / "docs/jobs.md").read_text()
+    table = re.findall(r"^\| `(\S+)` \| (1|a quarter|[0-9.]+)(?: times| of it)", text, re.MULTILINE)
+    assert len(table) == 6
+    for written, factor in table:
+        ((fragment,),) = parse(written)
+        assert fragment.text.strip("()") == "word"
+        assert fragment.weight == pytest.approx(0.25 if factor == "a quarter" else float(factor), abs=1e-3)
 
 
 @pytest.mark.parametrize(

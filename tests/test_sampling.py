@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from darkroom.sampling import (
@@ -166,3 +169,23 @@ def test_a_schedule_that_a_sampler_cannot_follow_is_refused() -> None:
     with pytest.raises(UnknownName) as raised:
         choose_schedule(SAMPLERS["DDIM"], "karras")
     assert raised.value.hint == "it can follow: automatic, uniform"
+
+
+DOCUMENTATION = (Path(__file__).parent.parent / "docs/jobs.md").read_text().partition("## Samplers")[2]
+
+
+def test_the_table_of_samplers_in_the_documentation_is_whole_and_true() -> None:
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (?:`(.+?)`)? ?\| (?:`(\w+Scheduler)`)? ?\| `(\w+)` \|$", DOCUMENTATION, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == list(SAMPLERS)
+    for name, *others, automatic in rows:
+        assert SAMPLERS[name].automatic == automatic
+        assert all(find_sampler(other) == (SAMPLERS[name], None) for other in others if other)
+
+
+def test_the_table_of_schedules_in_the_documentation_is_whole_and_true() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)*) ?\| [^`|]+ \|$", DOCUMENTATION, re.MULTILINE)
+    assert [name for name, _ in rows] == list(SCHEDULES)
+    for name, others in rows:
+        assert all(find_schedule(other) == name for other in re.findall(r"\w+", others))
