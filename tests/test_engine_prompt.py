@@ -276,6 +276,16 @@ def test_a_weight_beyond_reason_is_refused(prompt: str, sd: Pipeline) -> None:
         encode(sd, make_job(prompt=prompt), guided=False)
 
 
+def test_prompt_editing_is_read_as_brackets_and_said(sd: Pipeline) -> None:
+    job = make_job(prompt="a [red|blue] circle", negative_prompt="[house:sky:0.5]")
+    ours = encode(sd, job, guided=True)
+    assert [(warning.code, warning.detail) for warning in ours.warnings] == [
+        ("prompt_editing_ignored", "[red|blue]"),
+        ("prompt_editing_ignored", "[house:sky:0.5]"),
+    ]
+    assert "The negative prompt has A1111's prompt editing" in ours.warnings[1].message
+
+
 def test_a_lora_tag_is_refused_by_name_in_either_text(sd: Pipeline) -> None:
     with pytest.raises(RenderFailed, match='The prompt asks for the LoRA "fur", which darkroom cannot load yet'):
         encode(sd, make_job(prompt="a cat <lora:fur:0.8>"), guided=False)

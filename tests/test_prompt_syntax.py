@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.prompt_syntax import BadTag, escape, parse, take_loras
+from darkroom.prompt_syntax import BadTag, edits, escape, parse, take_loras
 
 SYNTAX = st.lists(st.sampled_from([*"ab ()[]\\:.12,\n-é🐈", "BREAK"]), max_size=60).map("".join)
 """Texts made of what has a meaning."""
@@ -129,6 +129,19 @@ def test_break_in_capitals_and_by_itself_begins_a_section(prompt: str, sections:
     assert read(prompt) == [about(*section) for section in sections]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("a [cat:dog:0.5] on [red|blue|green] ground", ["[cat:dog:0.5]", "[red|blue|green]"]),
+        ("[fur::8] [fur: 8 ] [:fur:0.2]", ["[fur::8]", "[fur: 8 ]", "[:fur:0.2]"]),
+        ("[a cat] [at 12:30 in the night] (red:1.2) [(red:1.2)] a|b", []),
+        (r"\[a|b] \[a:b:0.5\]", []),
+    ],
+)
+def test_prompt_editing_of_a1111_is_noticed(prompt: str, found: list[str]) -> None:
+    assert edits(prompt) == found
+
+
 @given(st.text() | SYNTAX)
 def test_any_text_is_read(prompt: str) -> None:
     sections = parse(prompt)
@@ -177,11 +190,13 @@ def test_one_more_pair_of_brackets_multiplies_each_weight(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["(a" * 5_000, "[a(b" * 2_500, " " * 10_000, "\\(" * 5_000, "(" * 10_000, ":1)" * 3_300]
+    "prompt",
+    ["(a" * 5_000, "[a(b" * 2_500, " " * 10_000, "\\(" * 5_000, "(" * 10_000, ":1)" * 3_300, "[:" + "1" * 9_990],
 )
 def test_the_longest_prompts_are_read_in_a_moment(prompt: str) -> None:
     begin = time.process_time()
     parse(prompt)
+    edits(prompt)
     assert time.process_time() - begin < 2
 
 

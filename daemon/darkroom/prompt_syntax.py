@@ -34,6 +34,7 @@ _PIECES = re.compile(
     """,
     re.VERBOSE,
 )
+_EDIT = re.compile(r"(?<!\\)\[[^\[\]]*(?::\s*[0-9.]+\s*|\|[^\[\]]*)\]")
 _SPECIAL = re.compile(r"[()\[\]\\]")
 
 _LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
@@ -86,6 +87,11 @@ def parse(prompt: str) -> list[list[Fragment]]:
 def escape(text: str) -> str:
     """``text`` as it must be written in a prompt to be read as it stands (but for ``BREAK``)."""
     return _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def edits(prompt: str) -> list[str]:
+    """What A1111 would take for prompt editing, ``[from:to:when]`` or ``[one|other]``, and ``parse`` for brackets."""
+    return _EDIT.findall(prompt)
 
 
 def _weigh(prompt: str) -> list[_Piece]:

@@ -21,7 +21,7 @@ from darkroom.engine.models import Pipeline
 from darkroom.errors import RenderFailed
 from darkroom.events import Warned
 from darkroom.job import Job
-from darkroom.prompt_syntax import BadTag, Fragment, parse, take_loras
+from darkroom.prompt_syntax import BadTag, Fragment, edits, parse, take_loras
 
 BACKTRACK = 20
 """A chunk ends after a comma if there is one among its last this many tokens."""
@@ -73,6 +73,7 @@ def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
     """
     texts = {"prompt": job.prompt} | ({"negative_prompt": job.negative_prompt} if guided else {})
     parsed = {field: _parse(field, text) for field, text in texts.items()}
+    edited = [_edited(field, text) for field, text in texts.items() if edits(text)]
     warnings: dict[str, Warned] = {}
     tokenized: list[dict[str, _Text]] = []
     for tokenizer, encoder in zip(pipeline.tokenizers, pipeline.text_encoders, strict=True):
@@ -97,7 +98,7 @@ def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
         negative = Embeddings(
             torch.zeros_like(negative.tokens), None if negative.pooled is None else torch.zeros_like(negative.pooled)
         )
-    return Conditioning(embedded["prompt"], negative, tuple(warnings.values()))
+    return Conditioning(embedded["prompt"], negative, (*edited, *warnings.values()))
 
 
 def split(tokens: Sequence[int], comma: int | None, room: int = 75) -> list[list[int]]:
@@ -198,6 +199,15 @@ def _truncated(field: str, room: int, cut: str) -> Warned:
         "prompt_truncated",
         f'The {name} is longer than {room} tokens, and its end was left out; with "long_prompt": "chunk" all is used.',
         cut,
+    )
+
+
+def _edited(field: str, text: str) -> Warned:
+    return Warned(
+        "prompt_editing_ignored",
+        f"The {field.replace('_', ' ')} has A1111's prompt editing ([from:to:when] or [one|other]), which darkroom "
+        "does not do: it was read as plain brackets.",
+        ", ".join(edits(text)),
     )
 
 
