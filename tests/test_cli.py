@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from conftest import Darkroom
+from darkroom.cli import app
+from darkroom.errors import UsageError
 from test_loop import until
 
 
@@ -227,3 +231,30 @@ def test_no_command_that_waits_for_a_person_imports_torch(darkroom: Darkroom) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert darkroom.names("done") == ["a"]
+
+
+def test_the_recipe_of_a_picture_is_printed_ready_to_be_dropped(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json")
+    darkroom.run_once()
+    picture = darkroom.done / "cat" / "cat-1.png"
+    ran = CliRunner().invoke(app, ["recipe", str(picture)])
+    assert ran.exit_code == 0
+    darkroom.drop("again.json", ran.stdout)
+    darkroom.run_once()
+    assert (darkroom.done / "again" / "again-1.png").read_bytes() == picture.read_bytes()
+
+
+def test_a_picture_without_a_recipe_says_so_in_a_sentence(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
+    with pytest.raises(UsageError, match=r"holiday\.png: .*no recipe"):
+        app(["recipe", str(tmp_path / "holiday.png")], standalone_mode=False)
+
+
+def test_a_picture_is_submitted_by_its_recipe_with_what_is_set_over_it(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json")
+    darkroom.run_once()
+    picture = darkroom.done / "cat" / "cat-1.png"
+    call(darkroom, "submit", str(picture), "--set", "seed=99")
+    darkroom.run_once()
+    job = darkroom.result("cat-1")["job"]
+    assert (job["prompt"], job["seed"]) == ("a red circle", 99)

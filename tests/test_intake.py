@@ -45,7 +45,7 @@ class Desk:
             window=window,
         )
 
-    def judge(self, data: bytes | None) -> None:
+    def judge(self, name: str, data: bytes | None) -> None:
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:

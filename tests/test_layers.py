@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "events", "strict_json", "systemd"],
     ["config", "sampling", "catalog", "job"],
     ["spool", "output", "health", "logs", "engine.memory"],
-    ["intake", "engine.device", "engine.models", "engine.prompt", "engine.samplers", "engine.diffusion"],
+    ["dropped", "intake", "engine.device", "engine.models", "engine.prompt", "engine.samplers", "engine.diffusion"],
     ["engine.render"],
     ["executors"],
     ["record", "work", "loop", "check", "bench"],

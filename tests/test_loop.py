@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.executors import LocalExecutor
@@ -328,3 +329,35 @@ def test_a_paused_daemon_sleeps_although_files_wait(darkroom: Darkroom) -> None:
     loop.main_loop()
     loop.shutdown()
     assert darkroom.names("done") == ["cat"]
+
+
+def test_a_picture_with_a_recipe_is_made_again(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", count=2)
+    darkroom.run_once()
+    first = darkroom.done / "cat" / "cat-2.png"
+    shutil.copy(first, darkroom.inbox / "again.PNG")
+    darkroom.run_once()
+    assert darkroom.names("done") == ["again", "cat"]
+    assert darkroom.result("again")["pictures"][0]["seed"] == 8
+    assert (darkroom.done / "again" / "again-1.png").read_bytes() == first.read_bytes()
+    assert (darkroom.done / "again" / "request.png").read_bytes() == first.read_bytes()
+    assert darkroom.result("again")["original_name"] == "again.PNG"
+
+
+def test_a_picture_without_a_recipe_is_given_time_and_then_refused_with_the_reason(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"settle_s": 0.3})
+    Image.new("RGB", (8, 8)).save(darkroom.inbox / "holiday.jpg")
+    begin = time.monotonic()
+    darkroom.run_once()
+    assert time.monotonic() - begin >= 0.3
+    error = darkroom.error("holiday")
+    assert error["reason"] == "invalid-request"
+    assert "no recipe" in error["message"]
+    assert (darkroom.failed / "holiday" / "request.jpg").exists()
+
+
+def test_a_picture_over_its_limit_is_refused_unread(darkroom: Darkroom) -> None:
+    darkroom.configure(limits={"max_picture_bytes": 1000})
+    (darkroom.inbox / "large.png").write_bytes(bytes(2000))
+    darkroom.run_once()
+    assert "max_picture_bytes" in darkroom.error("large")["errors"][0]["hint"]

@@ -115,6 +115,7 @@ class Limits(_Section):
     max_count: int = Field(1000, ge=1, le=1000)
     max_steps: int = Field(150, ge=1, le=150)
     max_job_bytes: int = Field(1 << 20, ge=64, le=1 << 30)
+    max_picture_bytes: int = Field(64 << 20, ge=64, le=1 << 30)
     min_free_bytes: int = Field(256 << 20, ge=0)
 
 

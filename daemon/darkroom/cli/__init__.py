@@ -76,7 +76,10 @@ def run(
 
 @app.command()
 def submit(
-    jobs: Annotated[list[str], typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, or job files (*.json).")],
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, job files (*.json), or pictures to make again."),
+    ],
     config: ConfigOption = None,
     root: RootOption = None,
     set_: Annotated[
@@ -89,7 +92,8 @@ def submit(
 
     [dim]darkroom submit "a red circle on a blue background"
     darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
-    darkroom submit tonight/*.json[/dim]
+    darkroom submit tonight/*.json
+    darkroom submit cat-1.png --set seed=8       the recipe inside, with another seed[/dim]
     """
     from darkroom.cli.submit import submit_jobs
 
@@ -125,6 +129,18 @@ def check(
     raise typer.Exit(
         check_files(files, config, root, as_json=json) if files else check_machine(config, root, as_json=json)
     )
+
+
+@app.command()
+def recipe(picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]) -> None:
+    """Print the job inside a picture, ready to be dropped: darkroom's own, or A1111's.
+
+    [dim]darkroom recipe done/cat/cat-1.png
+    darkroom recipe from-a1111.jpg > inbox/again.json[/dim]
+    """
+    from darkroom.cli.recipe import print_recipe
+
+    print_recipe(picture)
 
 
 def main() -> None:
