@@ -102,7 +102,8 @@ def test_a_folder_that_is_no_model_says_which_file_is_missing(tmp_path: Path, fi
     with pytest.raises(ModelUnavailable) as raised:
         _ = model(tmp_path).defaults
     assert raised.value.message == (
-        f'model "mine": {tmp_path / file}.json is missing; a model is a diffusers folder with model_index.json'
+        f'model "mine": {tmp_path / file}.json is missing; a model is a diffusers folder with model_index.json, '
+        "or a checkpoint *.safetensors"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import queue
@@ -89,6 +90,7 @@ def main() -> None:
     setup: Setup = pipe.recv()
     module, _, name = setup.engine.partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    gc.freeze()  # what was imported stays: to look through it each time that memory is freed took 0.3 s
     worker = Worker(pipe)
     threading.Thread(target=worker.listen, name="listen", daemon=True).start()
     worker.run(engine)

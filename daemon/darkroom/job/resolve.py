@@ -45,7 +45,7 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         model=model.name,
         sampler=sampler,
         schedule=schedule,
-        clip_skip=first(request.clip_skip, 1),
+        clip_skip=first(request.clip_skip, defaults.clip_skip, 1),
         long_prompt=first(request.long_prompt, "chunk"),
         on_oom=first(request.on_oom, config.engine.on_oom),
         output_format=first(request.output_format, config.output.format),
