@@ -208,14 +208,21 @@ _OUT_OF_MEMORY = (
     "unable to find an engine to execute this computation",  # the same, from its newer half
     "could not create a memory",  # oneDNN
     "could not create a primitive",
+    "can't start new thread",  # its stack does not fit
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch, its libraries or Python say that there is no memory left."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    """Whether this is how torch, its libraries or Python say that there is no memory left, or comes of it."""
+    seen: BaseException | None = error
+    while seen is not None:  # diffusers says that a file cannot be read where it cannot be mapped into memory
+        if isinstance(seen, MemoryError | torch.OutOfMemoryError):
+            return True
+        speaks = isinstance(seen, RuntimeError | OSError) or type(seen).__name__ == "SafetensorError"
+        if speaks and any(words in str(seen).lower() for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def free_memory(device: torch.device) -> None:

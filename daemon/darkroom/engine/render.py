@@ -69,6 +69,7 @@ class Engine:
             ) from None
         finally:
             self._bound.lift()
+            host.save_memory(False)
             self._under_way.end()
 
     def close(self) -> None:
@@ -284,6 +285,7 @@ class _Rendering:
     def _fallen(self, rung: Rung, because: str, used: int | None) -> Fallback:
         """Make it so, and say so."""
         pipeline, plan = self.pipeline, self.plan
+        host.save_memory(True)
         if plan.alone:
             self.let_go_of_others()
         if rung.changes:

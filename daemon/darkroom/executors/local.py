@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError
+from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event
 from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
 from darkroom.job import Job
@@ -75,6 +75,9 @@ class LocalExecutor:
                 match message:
                     case Ended(error):
                         over = True
+                        if isinstance(error, OutOfMemory):
+                            self._kill()  # its memory is full of gaps and of what libraries keep; a new one has none
+                            self.start()
                         if error is not None:
                             raise error
                     case None | Ready():
