@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
-from test_loop import until
+from darkroom.executors import LocalExecutor
+from test_loop import Running, until
 
 
 @pytest.fixture(autouse=True)
@@ -227,3 +228,42 @@ def test_no_command_that_waits_for_a_person_imports_torch(darkroom: Darkroom) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert darkroom.names("done") == ["a"]
+
+
+def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "cut.safetensors").write_bytes(b"x")
+    (tmp_path / "config.toml").write_text(f'[models]\nmodels_dir = "{models}"\n')
+    options = ("--config", str(tmp_path / "config.toml"))
+    found = {model["name"]: model for model in json.loads(call(darkroom, "models", "--json", *options, code=1).stdout)}
+    seedling = found["seedling"]
+    assert (seedling["family"], seedling["source"], seedling["usable"], seedling["default"]) == (
+        "SD 1",
+        "bundled",
+        True,
+        True,
+    )
+    assert (seedling["width"], seedling["height"]) == (128, 128)
+    assert seedling["bytes"] > 1 << 20
+    assert not found["cut"]["usable"]
+    assert "is no safetensors file" in found["cut"]["why"]
+    shown = call(darkroom, "models", *options, code=1).stdout
+    assert "seedling (default)" in shown
+    assert "SD 1" in shown
+    assert "128×128" in shown
+    call(darkroom, "models")
+
+
+def test_status_shows_a_step_down_while_the_job_runs(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    darkroom.drop("cat.json", num_inference_steps=60)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:SteppingDown"))):
+        until(lambda: "oom.step_down" in darkroom.log.events())
+        (job,) = json.loads(call(darkroom, "status", "--json").stdout)["working"]
+        assert job["fallbacks"] == [
+            {"rung": "tiled_vae", "because": "no memory", "lossless": True, "memory_before": 5, "memory_after": 3}
+        ]
+        assert "↓ tiled_vae: no memory" in call(darkroom, "status").stdout

@@ -231,7 +231,7 @@ class Catalog:
             return Model(name, Path(base), ModelEntry(path=Path(base)))
         if base not in entries:
             raise ModelUnavailable(
-                f'model "{name}": its base "{base}" is no model here; there are: {", ".join(entries)}'
+                f'model "{name}": its base "{base}" is no model here; there are: {", ".join(sorted(entries))}'
             )
         source, entry = entries[base]
         if entry.hub is not None:

@@ -6,59 +6,79 @@ hub's own variables.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from darkroom.errors import ModelUnavailable, first_line
+from darkroom.errors import DarkroomError, ModelUnavailable, first_line
 
 PATTERNS = ("*.json", "*.txt", "*.safetensors")
 
 NOT_NEEDED = ("safety_checker/*", "*non_ema*", "feature_extractor/*")
 
 
-def fetch(hub: str, folder: Path, *, progress: Any = None) -> None:
-    """Fetch ``owner/name`` or ``owner/name@revision`` into ``folder``, by one rename at the end.
+def listing(hub: str) -> dict[str, int]:
+    """The files of ``owner/name`` or ``owner/name@revision`` that a model is made of, and their bytes.
 
-    What was fetched before an interruption is kept beside it and not fetched again. ``progress`` is a class like
-    tqdm's. Raises ModelUnavailable.
+    Raises ModelUnavailable.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
-    owner_and_name, _, revision = hub.partition("@")
-    partial = folder.with_name(f".{folder.name}.part")
-    try:
-        names = HfApi().list_repo_files(owner_and_name, revision=revision or None)
-        wanted = choose(names)
-        if "model_index.json" not in wanted:
-            raise ModelUnavailable(
-                f"{hub} on the hub is no diffusers folder: it has no model_index.json; darkroom can fetch only those"
-            )
-        partial.mkdir(parents=True, exist_ok=True)
-        snapshot_download(
-            owner_and_name, revision=revision or None, local_dir=partial, allow_patterns=wanted, tqdm_class=progress
+    name, _, revision = hub.partition("@")
+    with _explained(hub):
+        entries = HfApi().list_repo_tree(name, revision=revision or None, recursive=True)
+        sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    wanted = choose(sizes)
+    if "model_index.json" not in wanted:
+        raise ModelUnavailable(
+            f"{hub} on the hub is no diffusers folder: it has no model_index.json, and darkroom fetches only those; "
+            "a single checkpoint can be fetched by other means and put into models_dir"
         )
+    return {path: sizes[path] for path in wanted}
+
+
+def fetch(hub: str, folder: Path, files: dict[str, int] | None = None) -> None:
+    """Fetch ``files`` of a model into ``folder``, by one rename at the end; ``listing`` says which where left out.
+
+    What was fetched before an interruption is kept beside it and not fetched again. Raises ModelUnavailable.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    wanted = listing(hub) if files is None else files
+    name, _, revision = hub.partition("@")
+    partial = partial_folder(folder)
+    disable_progress_bars()
+    with _explained(hub):
+        partial.mkdir(parents=True, exist_ok=True)
+        snapshot_download(name, revision=revision or None, local_dir=partial, allow_patterns=list(wanted))
+        # Without an answer from the hub the library is content with what it finds.
+        missing = [path for path, size in wanted.items() if not _whole(partial / path, size)]
+        if missing:
+            raise ModelUnavailable(f"{hub} was not fetched whole: {missing[0]} is missing; run it again")
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         partial.rename(folder)
-    except GatedRepoError:
-        raise ModelUnavailable(
-            f"{hub} asks for its licence to be accepted: do that on the hub's page of it, then set HF_TOKEN"
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
-        raise ModelUnavailable(f"There is no {hub} on the hub, or it is private and HF_TOKEN is not set") from None
-    except HfHubHTTPError as error:
-        raise ModelUnavailable(f"{hub} cannot be fetched from the hub: {first_line(error)}") from None
-    except OSError as error:
-        raise ModelUnavailable(f"{hub} cannot be fetched into {folder.parent}: {first_line(error)}") from None
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where what is fetched lies until it is whole."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def fetched_bytes(folder: Path) -> int:
+    """How much of a model is there so far."""
+    total = 0
+    for path, _, names in os.walk(partial_folder(folder)):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(path, name)).st_size  # noqa: PTH116, PTH118
+            except OSError:
+                continue  # it was renamed in this moment
+    return total
 
 
 def choose(names: Iterable[str]) -> list[str]:
@@ -79,3 +99,31 @@ def choose(names: Iterable[str]) -> list[str]:
         for name in kept
         if ".safetensors" not in name or ".fp16" in name or PurePosixPath(name).parent not in halved
     ]
+
+
+def _whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+@contextmanager
+def _explained(hub: str) -> Iterator[None]:
+    """Whatever the library raises as one sentence."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # it would tell of each of its own attempts
+    try:
+        yield
+    except DarkroomError:
+        raise
+    except GatedRepoError:
+        raise ModelUnavailable(
+            f"{hub} asks for its licence to be accepted: do that on its page on the hub, then set HF_TOKEN"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise ModelUnavailable(f"there is no {hub} on the hub, or it is private and HF_TOKEN is not set") from None
+    except Exception as error:
+        raise ModelUnavailable(f"{hub} cannot be fetched from the hub: {first_line(error)}") from None

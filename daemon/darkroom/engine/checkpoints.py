@@ -24,10 +24,7 @@ def part_loaders(
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     def convert(kind: Any, part: str) -> Any:
-        loaded = kind.from_single_file(
-            str(checkpoint), config=str(model.folder), subfolder=part, dtype=dtype, local_files_only=True
-        )
-        return _whole(model, checkpoint, part, loaded)
+        return _converted(model, checkpoint, part, kind, dtype)
 
     def text_encoder(part: str) -> Any:
         from diffusers.loaders import single_file_utils
@@ -59,18 +56,27 @@ def load_vae(model: Model, file: Path, dtype: torch.dtype) -> Any:
     """A VAE that is one file, in either layout, with the configuration of the model's own."""
     from diffusers import AutoencoderKL
 
-    loaded = AutoencoderKL.from_single_file(
-        str(file), config=str(model.folder), subfolder="vae", dtype=dtype, local_files_only=True
-    )
-    return _whole(model, file, "vae", loaded)
+    return _converted(model, file, "vae", AutoencoderKL, dtype)
+
+
+def _converted(model: Model, file: Path, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    try:
+        loaded = kind.from_single_file(
+            str(file), config=str(model.folder), subfolder=part, dtype=dtype, local_files_only=True
+        )
+    except NotImplementedError as error:  # it moves what it could not fill
+        if "meta tensor" not in str(error):
+            raise
+        raise ModelUnavailable(_LACKS.format(model.name, file, "some", part)) from None
+    return _whole(model, file, part, loaded)
+
+
+_LACKS = 'The model "{}" is damaged, or its base is of another kind: {} lacks {} tensors of the {}'
 
 
 def _whole(model: Model, file: Path, part: str, loaded: Any) -> Any:
     """``loaded``, for evaluation only. Raises ModelUnavailable where weights are missing."""
     missing = [name for name, weight in loaded.named_parameters() if weight.is_meta]
     if missing:
-        raise ModelUnavailable(
-            f'The model "{model.name}" is damaged, or its base is of another kind: {file} lacks {len(missing)} tensors '
-            f"of the {part}, among them {sorted(missing)[0]}"
-        )
+        raise ModelUnavailable(_LACKS.format(model.name, file, len(missing), part))
     return loaded.eval().requires_grad_(False)
