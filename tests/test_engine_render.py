@@ -428,7 +428,7 @@ def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Ite
         learned=Learned(folder),
         under_way=UnderWay(folder),
         bound=Bound(),
-        let_go_of_others=lambda: None,
+        save_memory=lambda: None,
     )
     rendering.fitting.plan = replace(rendering.fitting.full, **changes)
     if rendering.plan.weights != "resident":

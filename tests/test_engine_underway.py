@@ -96,16 +96,14 @@ def test_notes_of_long_ago_are_removed(tmp_path: Path) -> None:
     assert not note.exists()
 
 
-def test_the_same_is_not_written_twice(tmp_path: Path) -> None:
+def test_a_shorter_note_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
     under_way = UnderWay(tmp_path)
     under_way.begin("cat")
-    under_way.at(PLAN, "denoise")
     (note,) = notes(tmp_path)
-    before = note.stat().st_ino
-    under_way.at(PLAN, "denoise")
-    assert note.stat().st_ino == before
-    under_way.at(PLAN, "decode")
-    assert json.loads(note.read_text())["phase"] == "decode"
+    for plan, phase in ((MemoryPlan(64, 2048, 2048, 150), "denoise"), (MemoryPlan(1, 64, 64, 1), "decode")):
+        under_way.at(plan, phase)  # type: ignore[arg-type]
+        content = json.loads(note.read_text())
+        assert (content["phase"], content["plan"]["width"]) == (phase, plan.width)
     under_way.end()
 
 

@@ -112,9 +112,9 @@ def _whole(path: Path, size: int) -> bool:
 def _explained(hub: str) -> Iterator[None]:
     """Whatever the library raises as one sentence."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils import logging
 
-    set_verbosity_error()  # it would tell of each of its own attempts
+    logging.get_logger("huggingface_hub").setLevel("ERROR")  # it would tell of each of its own attempts
     try:
         yield
     except DarkroomError:

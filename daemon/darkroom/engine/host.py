@@ -101,8 +101,9 @@ def save_memory(wanted: bool) -> None:
     Otherwise those up to 32 MiB come out of one heap, which is faster, but fills up with gaps: seen to grow until
     nothing fitted any more, with half of it free.
     """
-    m_mmap_threshold = -3
+    m_trim_threshold, m_mmap_threshold = -1, -3
     _libc("mallopt", m_mmap_threshold, 1 << 20 if wanted else 32 << 20)
+    _libc("mallopt", m_trim_threshold, 1 << 20 if wanted else 64 << 20)
 
 
 def _libc(name: str, *arguments: int) -> None:

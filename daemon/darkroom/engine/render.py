@@ -48,6 +48,7 @@ class Engine:
         self._learned = Learned(folder)
         self._under_way = UnderWay(folder)
         self._bound = host.Bound()
+        self._saving = False
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -69,7 +70,9 @@ class Engine:
             ) from None
         finally:
             self._bound.lift()
-            host.save_memory(False)
+            if self._saving:
+                self._saving = False
+                host.save_memory(False)
             self._under_way.end()
 
     def close(self) -> None:
@@ -95,10 +98,16 @@ class Engine:
             learned=self._learned,
             under_way=self._under_way,
             bound=self._bound,
-            let_go_of_others=lambda: self._models.keep_only(pipeline),
+            save_memory=lambda: self._save_memory(pipeline),
         )
         yield from rendering.begin(death, unloaded)
         yield from rendering.run()
+
+    def _save_memory(self, pipeline: Pipeline) -> None:
+        """Nothing but this model, and nothing held back for later, until the job ends."""
+        self._models.keep_only(pipeline)
+        self._saving = True
+        host.save_memory(True)
 
     def _load(self, pipeline: Pipeline) -> str | None:
         """All parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
@@ -138,7 +147,7 @@ class _Rendering:
         learned: Learned,
         under_way: UnderWay,
         bound: host.Bound,
-        let_go_of_others: Callable[[], None],
+        save_memory: Callable[[], None],
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -147,7 +156,7 @@ class _Rendering:
         self.stopping = stopping
         self.under_way = under_way
         self.bound = bound
-        self.let_go_of_others = let_go_of_others
+        self.save_memory = save_memory
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -285,9 +294,7 @@ class _Rendering:
     def _fallen(self, rung: Rung, because: str, used: int | None) -> Fallback:
         """Make it so, and say so."""
         pipeline, plan = self.pipeline, self.plan
-        host.save_memory(True)
-        if plan.alone:
-            self.let_go_of_others()
+        self.save_memory()
         if rung.changes:
             self.job = self.job.model_copy(update=dict(rung.changes))
             self.latents.clear()

@@ -6,7 +6,9 @@ job, finds the note that the dead one left, and whether the kernel has killed so
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +21,9 @@ from darkroom.engine.host import oom_kills
 from darkroom.engine.memory import MemoryPlan, Phase
 
 _FORGOTTEN_S = 7 * 24 * 3600.0
+
+_ROOM = 1024
+"""Bytes that a note is filled up to with spaces, so that a shorter one leaves nothing of a longer one behind it."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,12 @@ class UnderWay:
         self._kills = kills
         self._content: dict[str, Any] = {}
         self._file: Path | None = None
+        self._note: int | None = None
         self._forget_old()
 
     def begin(self, job: str) -> Death | None:
         """A job begins. Returns how it went before, if its process died of it."""
+        self.end()
         self._file = self._folder / f"{hashlib.sha256(job.encode()).hexdigest()[:16]}.json"
         found = cache.read(self._file)
         death = self._death(found) if found.get("job") == job else None
@@ -57,21 +64,33 @@ class UnderWay:
             "plan": asdict(death.plan) if death and death.plan else None,
             "phase": None,
         }
-        cache.write(self._file, self._content)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._note = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._write()
         return death
 
     def at(self, plan: MemoryPlan, phase: Phase) -> None:
         """This is what happens next. To be called before it does."""
         news = {"plan": asdict(plan), "phase": phase}
-        if self._file is not None and not news.items() <= self._content.items():
+        if self._note is not None and not news.items() <= self._content.items():
             self._content |= news
-            cache.write(self._file, self._content)
+            self._write()
 
     def end(self) -> None:
         """The job is over, and its process lives."""
+        if self._note is not None:
+            os.close(self._note)
+            self._note = None
         if self._file is not None:
             cache.forget(self._file)
             self._file = None
+
+    def _write(self) -> None:
+        """In place and in one call, three times a picture: whole enough for a process that is killed."""
+        assert self._note is not None
+        with contextlib.suppress(OSError):
+            os.pwrite(self._note, json.dumps(self._content).ljust(_ROOM).encode(), 0)
 
     def _death(self, found: dict[str, Any]) -> Death | None:
         try:
