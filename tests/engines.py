@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from darkroom.config import Config
-from darkroom.events import Event, Picture, Step
+from darkroom.events import Event, Fallback, Picture, Step
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import Job
 
@@ -77,6 +77,24 @@ class Unpicklable(FakeEngine):
 
     def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
         yield lambda: None  # type: ignore[misc]
+
+
+class Idle(FakeEngine):
+    """Leaves a file where it gave its memory back."""
+
+    def close(self) -> None:
+        assert self.config.engine.cache_dir is not None
+        (self.config.engine.cache_dir / "closed").touch()
+
+
+class SteppingDown(FakeEngine):
+    """Steps down at once, then takes its time."""
+
+    step_s = 0.1
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        yield Fallback("tiled_vae", "no memory", lossless=True, memory_before=5, memory_after=3)
+        yield from super().render(job, skip, stopping)
 
 
 class Unbuildable:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from conftest import Darkroom
 from darkroom.cli import app
 from darkroom.errors import UsageError
-from test_loop import until
+from darkroom.executors import LocalExecutor
+from test_loop import Running, until
 
 
 @pytest.fixture(autouse=True)
@@ -258,3 +259,42 @@ def test_a_picture_is_submitted_by_its_recipe_with_what_is_set_over_it(darkroom:
     darkroom.run_once()
     job = darkroom.result("cat-1")["job"]
     assert (job["prompt"], job["seed"]) == ("a red circle", 99)
+
+
+def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "cut.safetensors").write_bytes(b"x")
+    (tmp_path / "config.toml").write_text(f'[models]\nmodels_dir = "{models}"\n')
+    options = ("--config", str(tmp_path / "config.toml"))
+    found = {model["name"]: model for model in json.loads(call(darkroom, "models", "--json", *options, code=1).stdout)}
+    seedling = found["seedling"]
+    assert (seedling["family"], seedling["source"], seedling["usable"], seedling["default"]) == (
+        "SD 1",
+        "bundled",
+        True,
+        True,
+    )
+    assert (seedling["width"], seedling["height"]) == (128, 128)
+    assert seedling["bytes"] > 1 << 20
+    assert not found["cut"]["usable"]
+    assert "is no safetensors file" in found["cut"]["why"]
+    shown = call(darkroom, "models", *options, code=1).stdout
+    assert "seedling (default)" in shown
+    assert "SD 1" in shown
+    assert "128×128" in shown
+    call(darkroom, "models")
+
+
+def test_status_shows_a_step_down_while_the_job_runs(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    darkroom.drop("cat.json", num_inference_steps=60)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:SteppingDown"))):
+        until(lambda: "oom.step_down" in darkroom.log.events())
+        (job,) = json.loads(call(darkroom, "status", "--json").stdout)["working"]
+        assert job["fallbacks"] == [
+            {"rung": "tiled_vae", "because": "no memory", "lossless": True, "memory_before": 5, "memory_after": 3}
+        ]
+        assert "↓ tiled_vae: no memory" in call(darkroom, "status").stdout

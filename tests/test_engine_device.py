@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from darkroom.config import EngineSettings
-from darkroom.engine import device
+from darkroom.engine.cache import cache_dir
 from darkroom.engine.device import Workload, choose_device, choose_dtype, describe, is_out_of_memory
 from darkroom.errors import ConfigError
 
@@ -70,10 +70,10 @@ def test_what_cannot_be_remembered_is_not_chosen(tmp_path: Path) -> None:
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert device.cache_dir(EngineSettings()) == tmp_path / "darkroom"
+    assert cache_dir(EngineSettings()) == tmp_path / "darkroom"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert device.cache_dir(EngineSettings()) == tmp_path / ".cache/darkroom"
+    assert cache_dir(EngineSettings()) == tmp_path / ".cache/darkroom"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -97,7 +97,11 @@ def test_a_person_is_told_the_processor_and_the_format() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
         RuntimeError("could not create a memory object"),
         RuntimeError("std::bad_alloc"),

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.config import Config
-from darkroom.engine.models import Models, Pipeline
+from darkroom.engine.models import Models
+from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import encode, split
 from darkroom.errors import RenderFailed
 from engine_models import make_job
@@ -23,12 +24,12 @@ COMMA = 1000
 
 @pytest.fixture
 def sd(config: Config) -> Pipeline:
-    return Models(config, torch.device("cpu")).get("sd")[0]
+    return Models(config, torch.device("cpu")).get("sd")
 
 
 @pytest.fixture
 def sdxl(config: Config) -> Pipeline:
-    return Models(config, torch.device("cpu")).get("sdxl")[0]
+    return Models(config, torch.device("cpu")).get("sdxl")
 
 
 def diffusers_pipeline(folder: Path, kind: str) -> Any:

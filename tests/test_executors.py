@@ -195,3 +195,26 @@ def test_the_child_ends_when_its_parent_is_killed(darkroom: Darkroom, engine: st
         parent.kill()
         parent.wait()
     assert wait_until_gone(child)
+
+
+def test_an_engine_that_idles_gives_its_memory_back_and_can_be_used_again(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Idle", started, idle_unload_s=0.2, cache_dir=tmp_path)
+    spoken(executor.run(job_of(darkroom)))
+    pid = executor.pid
+    end = time.monotonic() + 5
+    while not (tmp_path / "closed").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (tmp_path / "closed").exists()
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    assert executor.pid == pid
+
+
+def test_with_idle_unload_at_zero_it_keeps_its_memory(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Idle", started, idle_unload_s=0, cache_dir=tmp_path)
+    spoken(executor.run(job_of(darkroom)))
+    time.sleep(0.5)
+    assert not (tmp_path / "closed").exists()

@@ -71,22 +71,23 @@ def _folders(config: Config) -> Iterator[Finding]:
 
 def _models(config: Config) -> Iterator[Finding]:
     catalog = Catalog(config.models)
-    if catalog.get(catalog.default) is None:
+    if catalog.default not in catalog.names():
         message = (
             f'[models] default is "{catalog.default}", which is not there; there are: {", ".join(catalog.names())}'
         )
         yield Finding("model", False, message)
     for name in catalog.names():
-        model = catalog.get(name)
-        if model is None:
-            continue
         try:
+            model = catalog.get(name)
+            if model is None:
+                continue
             size = model.defaults.width
+            family = model.family if model.fetched else "to be fetched from the hub"
         except ModelUnavailable as error:
             yield Finding("model", False, error.message)
             continue
         default = ", the default" if name == catalog.default else ""
-        yield Finding("model", True, f"{name}{default}: {model.folder}, native size {size}")
+        yield Finding("model", True, f"{name}{default}: {model.place}, {family}, native size {size}")
 
 
 def _device(config: Config) -> Finding:

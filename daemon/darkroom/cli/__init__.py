@@ -143,6 +143,33 @@ def recipe(picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG,
     print_recipe(picture)
 
 
+@app.command()
+def models(config: ConfigOption = None, root: RootOption = None, json: JsonOption = False) -> None:
+    """List the models that jobs may name: family, size, where they come from; what is wrong with the others.
+
+    [dim]darkroom models
+    darkroom models --json[/dim]
+    """
+    from darkroom.cli.models import list_models
+
+    raise typer.Exit(list_models(config, root, as_json=json))
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in [models.NAME] of the config.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+) -> None:
+    """Fetch a model from the hub, so that no job has to: one whose path in the config is hub:owner/name.
+
+    [dim]darkroom pull sdxl[/dim]
+    """
+    from darkroom.cli.pull import pull as pull_model
+
+    pull_model(name, config, root)
+
+
 def main() -> None:
     """Run the command line; what a user can mend is a sentence, never a traceback."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -66,10 +67,10 @@ def _working(working: Path) -> list[dict[str, Any]]:
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         job: dict[str, Any] = {"id": folder.name}
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            job["fallbacks"] = json.loads((folder / "job.json").read_bytes())["fallbacks"]
+        with contextlib.suppress(OSError, ValueError):
             job |= json.loads((folder / "progress.json").read_bytes())
-        except (OSError, ValueError):
-            pass
         jobs.append(job)
     return jobs
 
@@ -93,6 +94,8 @@ def _show(status: dict[str, Any]) -> None:
     for job in status["working"]:
         progress = f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"
         table.add_row("working", f"{escape(job.get('name', job['id']))}  {progress}" if "step" in job else job["id"])
+        for fallback in job.get("fallbacks", []):
+            table.add_row("", f"[yellow]↓[/yellow] {escape(fallback['rung'])}: {escape(fallback['because'])}")
     table.add_row("done", str(status["done"]))
     table.add_row("failed", f"[red]{status['failed']}[/red]" if status["failed"] else "0")
     table.add_row("free space", f"{status['free_bytes'] / 2**30:.1f} GiB")
