@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from darkroom.config import Config
-from darkroom.events import Event, Fallback, Picture, Step
+from darkroom.errors import DeviceGone
+from darkroom.events import Event, Fallback, Loaded, Picture, Step
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import Job
 
@@ -102,3 +104,23 @@ class Unbuildable:
 
     def __init__(self, config: Config) -> None:
         raise RuntimeError("no such card")
+
+
+class OnACard(FakeEngine):
+    """Works on a GPU that is gone while the file ``gpu-gone`` lies in the spool; says which device it was told."""
+
+    step_s = 0.02
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.gone = config.folders.root / "gpu-gone"
+        self._look()
+
+    def _look(self) -> None:
+        if self.gone.exists():
+            raise DeviceGone("The GPU is gone")
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping):
+            self._look()
+            yield replace(event, device=f"cuda {self.config.engine.device}") if isinstance(event, Loaded) else event

@@ -163,6 +163,25 @@ def run_slowly(darkroom: Darkroom) -> subprocess.Popen[str]:
     return process
 
 
+def test_a_second_signal_ends_the_process_at_once(darkroom: Darkroom) -> None:
+    """Fault 60: the first would wait for the end of a long step."""
+    darkroom.drop("cat.json")
+    arguments = [sys.executable, "-c", slow_daemon_script(5), "run", "--root", str(darkroom.root)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: list(darkroom.working.glob("*/attempt.1")))
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    darkroom.run_once()
+    assert darkroom.names("done") == ["cat"]
+
+
 def test_a_job_cut_short_by_sigterm_or_kill_ends_once_with_the_same_pictures(darkroom: Darkroom) -> None:
     fields: dict[str, Any] = {"num_inference_steps": 8, "count": 3}
     darkroom.drop("undisturbed.json", **fields)

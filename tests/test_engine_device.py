@@ -14,8 +14,15 @@ import torch
 
 from darkroom.config import EngineSettings
 from darkroom.engine.cache import cache_dir
-from darkroom.engine.device import Workload, choose_device, choose_dtype, describe, is_out_of_memory
-from darkroom.errors import ConfigError
+from darkroom.engine.device import (
+    Workload,
+    choose_device,
+    choose_dtype,
+    describe,
+    device_failure,
+    is_out_of_memory,
+)
+from darkroom.errors import ConfigError, DeviceGone, EngineDied
 
 CPU = torch.device("cpu")
 SMALL = Workload(channels=8, side=4)
@@ -121,6 +128,25 @@ def test_a_real_allocation_that_is_too_large_is_recognised() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: no CUDA-capable device is detected", DeviceGone),
+        ("CUDA error: unspecified launch failure", DeviceGone),
+        ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be reported later", DeviceGone),
+        ("CUDA driver error: unknown error", DeviceGone),
+        ("No CUDA GPUs are available", DeviceGone),
+        ("CUDA error: device-side assert triggered", EngineDied),
+        ("CUDA error: an illegal memory access was encountered", EngineDied),
+        ("CUDA error: out of memory", type(None)),
+        ("mat1 and mat2 shapes cannot be multiplied", type(None)),
+    ],
+)
+def test_a_gpu_that_fails_is_told_from_a_process_that_can_use_it_no_more(message: str, kind: type) -> None:
+    """Fault 52. As CUDA's runtime words its errors."""
+    assert type(device_failure(RuntimeError(message))) is kind
 
 
 def test_as_a_command_it_prints_one_line_of_json(tmp_path: Path) -> None:

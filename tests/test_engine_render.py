@@ -271,6 +271,7 @@ def test_numbers_out_of_range_are_an_error_that_names_the_remedy(engine: Engine)
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0])
 def test_a_black_picture_is_decoded_again_in_float32(value: float, tmp_path: Path, tiny_sd: Path) -> None:
+    """Fault 64."""
     engine = Engine(make_config(tmp_path, {"sd": tiny_sd}, dtype="bfloat16"))
     pipeline = loaded(engine, "sd")
     put(pipeline, "vae", Constant(pipeline.vae, value, cured=True))

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import Darkroom
 from darkroom.catalog import Catalog
-from darkroom.errors import EngineDied, EngineStalled, RenderFailed
+from darkroom.errors import DeviceGone, EngineDied, EngineStalled, RenderFailed
 from darkroom.events import Alive, Event, Finished, Loaded, Picture, Step
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
@@ -218,3 +218,38 @@ def test_with_idle_unload_at_zero_it_keeps_its_memory(
     spoken(executor.run(job_of(darkroom)))
     time.sleep(0.5)
     assert not (tmp_path / "closed").exists()
+
+
+def test_an_engine_that_did_its_share_of_jobs_is_replaced_between_two(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    """Fault 63."""
+    executor = executor_of(darkroom, "Fast", started, recycle_after_jobs=2)
+    pids = []
+    for _ in range(5):
+        spoken(executor.run(job_of(darkroom)))
+        pids.append(executor.pid)
+    assert pids[0] == pids[1]
+    assert pids[2] == pids[3]
+    assert len(set(pids)) == 3
+
+
+def test_an_engine_that_lacks_its_gpu_says_so_and_not_that_it_died(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    """Fault 52."""
+    executor = executor_of(darkroom, "OnACard", started)
+    (darkroom.root / "gpu-gone").touch()
+    with pytest.raises(DeviceGone, match="gone"):
+        spoken(executor.run(job_of(darkroom)))
+    (darkroom.root / "gpu-gone").unlink()
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+
+
+def test_a_gpu_that_served_is_not_exchanged_for_the_cpu(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "OnACard", started, device="auto")
+    devices = []
+    for _ in range(2):
+        devices += [event.device for event in spoken(executor.run(job_of(darkroom))) if isinstance(event, Loaded)]
+        executor.close()
+    assert devices == ["cuda auto", "cuda cuda"]

@@ -131,6 +131,7 @@ class EngineSettings(_Section):
     stall_s: float = Field(600, gt=0)
     stop_s: float = Field(5, gt=0, le=600)
     idle_unload_s: float = Field(600, ge=0)
+    recycle_after_jobs: int = Field(1000, ge=0)
     cache_dir: Path | None = None
 
 

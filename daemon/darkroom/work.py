@@ -16,6 +16,7 @@ from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
     DarkroomError,
+    DeviceGone,
     EngineDied,
     EngineStalled,
     InvalidRequest,
@@ -161,7 +162,7 @@ class Work:
             _write_log(ticket)
             try:
                 self._run(record)
-            except Stopped:
+            except (Stopped, DeviceGone):
                 ticket.forget_attempt(number)
                 raise
             except (EngineDied, EngineStalled) as error:

@@ -24,7 +24,7 @@ import torch
 
 from darkroom.config import Config, EngineSettings
 from darkroom.engine import cache, host
-from darkroom.errors import ConfigError
+from darkroom.errors import ConfigError, DeviceGone, EngineDied, MachineError, first_line
 
 CLEARLY_FASTER = 1.4
 """How many times faster bfloat16 must be on this CPU to be preferred to float32.
@@ -223,6 +223,39 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+_GONE = (
+    "no cuda-capable device",
+    "no cuda gpus are available",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "device not ready",
+    "driver shutting down",
+    "ecc error",
+    "fallen off the bus",
+    "gpu is lost",
+    "hardware stack error",
+    "initialization error",
+    "unspecified launch failure",
+    "unknown error",
+)
+"""How CUDA says that the card, not the work, is at fault; see cudaError_t in CUDA's runtime documentation."""
+
+
+def device_failure(error: BaseException) -> MachineError | None:
+    """What an error of the GPU means: DeviceGone, or EngineDied where only this process can use it no more.
+
+    After any error of CUDA's but a want of memory, the process can do nothing more with the card. None for others.
+    """
+    message = str(error).lower()
+    of_cuda = isinstance(error, getattr(torch, "AcceleratorError", ())) or (
+        isinstance(error, RuntimeError) and message.startswith(("cuda error", "cuda driver error", "hip error"))
+    )
+    if is_out_of_memory(error) or not (of_cuda or "no cuda gpus are available" in message):
+        return None
+    if any(words in message for words in _GONE):
+        return DeviceGone(f"The GPU is gone, or fails: {first_line(error)}")
+    return EngineDied(f"The engine can use its GPU no more: {first_line(error)}")
 
 
 def free_memory(device: torch.device) -> None:

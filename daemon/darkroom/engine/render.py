@@ -27,7 +27,7 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning, encode
 from darkroom.engine.samplers import make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import DarkroomError, OutOfMemory, RenderFailed, Stopped, first_line
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
 from darkroom.job import Job
 
@@ -41,7 +41,10 @@ class Engine:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
         self._max_batch = config.engine.max_batch
-        self._device = devices.choose_device(config.engine)
+        try:
+            self._device = devices.choose_device(config.engine)
+        except ConfigError as missing:
+            raise DeviceGone(missing.message) from None
         self._models = Models(config, self._device)
         self._fetching = Fetching(config.models)
         folder = cache_dir(config.engine)
@@ -65,6 +68,9 @@ class Engine:
         except DarkroomError:
             raise
         except Exception as error:
+            failure = devices.device_failure(error)
+            if failure is not None:
+                raise failure from None
             raise RenderFailed(
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None

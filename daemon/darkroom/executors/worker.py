@@ -74,6 +74,14 @@ class Worker:
             raise RenderFailed("The engine said something unreadable", trace=traceback.format_exc()) from None
 
 
+def _refuse(pipe: Connection, error: DarkroomError) -> None:
+    """Answer the first job with what is wrong with the engine, and end."""
+    with contextlib.suppress(EOFError, OSError):
+        while not isinstance(pipe.recv(), Work):
+            continue
+        pipe.send(Ended(error))
+
+
 def _die_with_parent() -> None:
     """On Linux also ask the kernel, for a child that is deep in a library and hears nothing (PR_SET_PDEATHSIG)."""
     if sys.platform != "linux":
@@ -93,7 +101,11 @@ def main() -> None:
     pipe: Connection = Connection(int(sys.argv[1]))
     setup: Setup = pipe.recv()
     module, _, name = setup.engine.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    except DarkroomError as error:
+        _refuse(pipe, error)
+        return
     gc.freeze()  # what was imported stays: to look through it each time that memory is freed took 0.3 s
     worker = Worker(pipe)
     threading.Thread(target=worker.listen, name="listen", daemon=True).start()
