@@ -170,6 +170,7 @@ def test_a_second_signal_ends_the_process_at_once(darkroom: Darkroom) -> None:
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: list(darkroom.working.glob("*/attempt.1")))
+        time.sleep(1)  # until the step has begun
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert process.poll() is None
