@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import Darkroom
 from darkroom.config import Config
 from darkroom.engine.models import Models
 from darkroom.engine.render import Engine
 from darkroom.errors import ModelUnavailable
+from darkroom.executors import LocalExecutor
 from darkroom.weights import family_of, read_header
 from engine_checkpoints import save_checkpoint, vae
 from engine_models import make_job, pictures, render
@@ -188,3 +190,48 @@ def test_a_vae_that_is_nowhere_is_named(folder: Path, family: str, tmp_path: Pat
     assert f"is to use the VAE {tmp_path / 'nowhere'}, which is neither a safetensors file nor a folder" in refusal(
         config
     )
+
+
+# ---------------------------------------------------------------- all the way to error.json
+
+
+@pytest.mark.parametrize("family", ["SD 1"])
+def test_every_model_that_cannot_be_used_is_one_sentence_in_error_json_and_the_next_job_runs(
+    folder: Path, family: str, tmp_path: Path, darkroom: Darkroom
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(folder, models / "good")
+    whole = save_checkpoint(folder, models / "whole.safetensors", family)
+    (models / "cut.safetensors").write_bytes(whole.read_bytes()[:-5])
+    (models / "pickle.safetensors").write_bytes(b"PK\3\4" + bytes(100))
+    shutil.copytree(folder, models / "cut-folder")
+    part = models / "cut-folder/unet/diffusion_pytorch_model.safetensors"
+    part.write_bytes(part.read_bytes()[:-5])
+    shutil.copytree(folder, models / "flux")
+    index = models / "flux/model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
+    shutil.copytree(folder, models / "pickles")
+    weights = models / "pickles/vae/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    darkroom.configure(
+        models={"models_dir": models, "missing": {"path": tmp_path / "nowhere"}},
+        engine={"device": "cpu", "dtype": "float32", "threads": 1, "cache_dir": tmp_path / "cache"},
+    )
+    said = {
+        "cut": "cut.safetensors is cut short: it has ",
+        "pickle": "pickle.safetensors is a pickle with a safetensors name",
+        "cut-folder": f"{part} is cut short: it has ",
+        "flux": "is of the family Flux, which darkroom cannot run; it can run SD 1, SD 2, SDXL",
+        "pickles": "has its weights as a pickle",
+        "missing": "model_index.json is missing",
+    }
+    for name in [*said, "good", "whole"]:
+        darkroom.drop(f"{name}.json", model=name)
+    darkroom.run_once(LocalExecutor(darkroom.config))
+    for name, words in said.items():
+        error = darkroom.error(name)
+        assert error["reason"] == "model-unavailable", name
+        assert words in error["message"]
+        assert "\n" not in error["message"]
+    assert darkroom.names("failed") == sorted(said)
+    assert darkroom.names("done") == ["good", "whole"]

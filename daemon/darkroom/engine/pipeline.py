@@ -44,6 +44,8 @@ class Pipeline:
     """Bytes of each part that was in memory once."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
+    _streamed: set[str] = field(default_factory=set)
+    """Parts whose layers come to the device one by one."""
     _fused: Mapping[str, Any] | None = None
     """The UNet's own attention, while it is sliced."""
 
@@ -111,10 +113,10 @@ class Pipeline:
                 continue
             if name == "unet":
                 self.slice_attention(False)
+            self._stop_streaming(name)
             if self.device.type == "cpu":
                 del self.loaded[name]
             else:
-                _stop_streaming(part)
                 part.to("cpu")
 
     @contextmanager
@@ -138,12 +140,20 @@ class Pipeline:
         """A part to the device, or only its layers one by one."""
         part = self.part(name)
         if plan.weights == "layers" and name != "vae":
-            _stream(part, self.device)
+            if name not in self._streamed:
+                _stream(part, self.device)
+                self._streamed.add(name)
         else:
-            _stop_streaming(part)
-            part.to(self.device)
+            self._stop_streaming(name)
+            if _device_of(part) != self.device.type:
+                part.to(self.device)
         if name == "unet":
             self.slice_attention(plan.attention == "sliced")
+
+    def _stop_streaming(self, name: str) -> None:
+        if name in self._streamed:
+            self._streamed.discard(name)
+            _stop_streaming(self.loaded[name])
 
     def slice_attention(self, sliced: bool) -> None:
         """Whether the UNet computes its attention one head at a time, or as it was made."""
@@ -167,7 +177,7 @@ class Pipeline:
             {
                 "texts": sum(size(name, 0) for name in self.text_encoder_names),
                 "denoiser": size("unet", 0),
-                "vae": size("vae", 0),
+                "vae": size("vae", 0) * (2 if self.vae_upcast else 1),
             },
             largest=self.largest,
             itemsize=itemsize,
@@ -181,26 +191,17 @@ def _stream(part: Any, device: torch.device) -> None:
     """Its layers come to the device one by one, each when its turn is, and wait in the machine's memory otherwise."""
     from diffusers.hooks.group_offloading import apply_group_offloading
 
-    if not _streams(part):
-        part.to("cpu")
-        apply_group_offloading(part, device, torch.device("cpu"), "leaf_level")
+    part.to("cpu")
+    apply_group_offloading(part, device, torch.device("cpu"), "leaf_level")
 
 
 def _stop_streaming(part: Any) -> None:
     """All of it can be moved again. diffusers has no call for that, only for each hook."""
-    for registry in _registries(part):
-        for name in tuple(registry.hooks):
-            registry.remove_hook(name, recurse=False)
-
-
-def _streams(part: Any) -> bool:
-    return any(registry.hooks for registry in _registries(part))
-
-
-def _registries(part: Any) -> list[Any]:
-    """Where diffusers keeps its hooks of a module and of those in it."""
-    found = (getattr(module, "_diffusers_hook", None) for module in part.modules())
-    return [registry for registry in found if registry is not None]
+    for module in part.modules():
+        registry: Any = getattr(module, "_diffusers_hook", None)  # where it keeps them
+        if registry is not None:
+            for name in tuple(registry.hooks):
+                registry.remove_hook(name, recurse=False)
 
 
 def _device_of(part: Any) -> str:
