@@ -182,7 +182,7 @@ class Loop:
 
     def _claim_next(self) -> Ticket | None:
         if self.spool.paused():
-            self._turn("paused", "a file named PAUSE lies in the spool; remove it to go on")
+            self._turn("paused", self.spool.why_paused())
             return None
         if self.guard.trouble is not None:
             self._turn("paused", self.guard.trouble)

@@ -113,6 +113,68 @@ def status(config: ConfigOption = None, root: RootOption = None, json: JsonOptio
 
 
 @app.command()
+def pause(
+    why: Annotated[str, typer.Argument(help="What `darkroom status` is to say.")] = "",
+    config: ConfigOption = None,
+    root: RootOption = None,
+) -> None:
+    """Begin no more jobs; the one that runs is finished.
+
+    [dim]darkroom pause
+    darkroom pause "the card is needed until six"[/dim]
+    """
+    from darkroom.cli.control import pause as pause_spool
+
+    pause_spool(config, root, why)
+
+
+@app.command()
+def resume(config: ConfigOption = None, root: RootOption = None) -> None:
+    """Go on after a pause.
+
+    [dim]darkroom resume[/dim]
+    """
+    from darkroom.cli.control import resume as resume_spool
+
+    resume_spool(config, root)
+
+
+@app.command()
+def cancel(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="As `darkroom status` shows them, or ids.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take jobs out of the inbox, and stop those that run at their next step; 1 if there is no such job.
+
+    [dim]darkroom cancel cat
+    darkroom cancel team/cat cat.json[/dim]
+    """
+    from darkroom.cli.control import cancel as cancel_jobs
+
+    raise typer.Exit(cancel_jobs(names, config, root, as_json=json))
+
+
+@app.command()
+def retry(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Folders in failed/.")] = None,
+    every: Annotated[bool, typer.Option("--all", "-a", help="All that failed.")] = False,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put failed jobs into the inbox again; of one that was done in part, only the pictures that are missing.
+
+    [dim]darkroom retry cat
+    darkroom retry --all[/dim]
+    """
+    from darkroom.cli.control import retry as retry_jobs
+
+    raise typer.Exit(retry_jobs(names or [], config, root, every=every, as_json=json))
+
+
+@app.command()
 def check(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE…]", help="Job files.")] = None,
     config: ConfigOption = None,

@@ -12,7 +12,7 @@ from typing import Any
 from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
-from darkroom.spool import PAUSE, Spool, holder, is_held
+from darkroom.spool import Spool, holder, is_held
 
 
 def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def gather(spool: Spool) -> dict[str, Any]:
         "root": str(spool.root),
         "running": running,
         "holder": holder(spool.working) if running else None,
-        "paused": (spool.root / PAUSE).exists(),
+        "paused": spool.paused(),
         "daemon": asdict(health) if health is not None else None,
         "waiting": spool.waiting(),
         "working": _working(spool.working),
@@ -88,7 +88,7 @@ def _show(status: dict[str, Any]) -> None:
     if status["running"] and daemon and daemon["why"]:
         table.add_row("", escape(daemon["why"]))
     elif status["paused"]:
-        table.add_row("", "a file named PAUSE lies in the spool")
+        table.add_row("", "paused: `darkroom resume` goes on")
     table.add_row("spool", escape(status["root"]))
     table.add_row("waiting", str(status["waiting"]))
     for job in status["working"]:

@@ -130,21 +130,22 @@ def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
     try:
         disk.write(hidden, data)
         inode = hidden.stat().st_ino
-        path = _reveal(disk, hidden, name)
+        path = reveal(disk, hidden, spool.inbox / name, ".json")
+        disk.unlink(hidden)
         disk.sync_folder(spool.inbox)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
     return _Dropped(published_name(path.name), path, inode)
 
 
-def _reveal(disk: Disk, hidden: Path, name: str) -> Path:
-    """Give the file its name, or the first free ``name-2``, ``name-3``, …"""
+def reveal(disk: Disk, source: Path, stem: Path, kind: str) -> Path:
+    """Show a file under the name ``stem`` and ``kind``, or the first free ``stem-2``, ``stem-3``, …; returns which."""
     number = 1
     while True:
-        path = hidden.with_name(f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        path = stem.with_name(f"{stem.name}{kind}" if number == 1 else f"{stem.name}-{number}{kind}")
         number += 1
         try:
-            disk.link(hidden, path)
+            disk.link(source, path)
         except FileExistsError:
             continue
         except OSError as error:
@@ -152,9 +153,7 @@ def _reveal(disk: Disk, hidden: Path, name: str) -> Path:
                 raise
             if path.exists():
                 continue
-            disk.rename(hidden, path)
-            return path
-        disk.unlink(hidden)
+            disk.rename(source, path)
         return path
 
 

@@ -35,6 +35,8 @@ from darkroom.spool.ticket import (
 
 PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
+MOST_WORDS = 1000
+"""So many bytes of a PAUSE file are read."""
 MOST_GROUPS = 1000
 """How many folders of results are remembered as durable."""
 
@@ -160,6 +162,15 @@ class Spool:
     def paused(self) -> bool:
         """Whether somebody put a file named PAUSE into the root."""
         return os.path.exists(self._pause)
+
+    def why_paused(self) -> str:
+        """What to tell people of that: the file's own words, if it has any."""
+        try:
+            words = (inbox_folder.read(self._pause, MOST_WORDS) or b"").decode("utf-8", "replace")
+        except OSError:
+            words = ""
+        why = " ".join(words.split()) or "a file named PAUSE lies in the spool"
+        return f"{why}; `darkroom resume` goes on"
 
     def free_bytes(self) -> int:
         """Free space for us where the spool is. Raises StorageTrouble."""
