@@ -97,7 +97,7 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
         if not place.is_dir():
             spool.disk.mkdir(place)
         path = reveal(spool.disk, source, place / re.sub(r"~\d+$", "", leaf), source.suffix)
-        spool.disk.sync_folder(place)
+        spool.disk.sync_folder(place)  # kept: the inbox has the job surely before failed/ lets go of it
         if pictures:
             spool.disk.unlink(rest)
         else:
