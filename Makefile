@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(VENV)/.installed ## 100,000 jobs while the daemon is killed again and again (about an hour)
+soak: $(VENV)/.installed ## 100,000 jobs while the daemon is killed again and again (about a quarter of an hour)
 	$(BIN)/python tools/soak.py
 
 seedling: $(VENV)/.installed ## train the bundled model from nothing (two hours on two cores; goes on where it stopped)

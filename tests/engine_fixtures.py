@@ -15,13 +15,19 @@ from engine_models import make_config, save_tiny
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SD 1: one text encoder, epsilon prediction, 8 pixels to a latent, 64 × 64 natively."""
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sd", xl=False)
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 2: OpenCLIP's text encoder, velocity prediction, linear projections."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sd2", "SD 2")
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SDXL: two text encoders, pooled embedding, sizes as a condition."""
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sdxl", xl=True)
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-sdxl", "SDXL")
 
 
 @pytest.fixture

@@ -65,33 +65,43 @@ def warned(events: list[Event]) -> list[Warned]:
     return [event for event in events if isinstance(event, Warned)]
 
 
-def save_tiny(folder: Path, *, xl: bool) -> Path:
-    """Write a pipeline folder as diffusers does."""
+def save_tiny(folder: Path, family: str = "SD 1") -> Path:
+    """Write a pipeline folder as diffusers does: ``SD 1``, ``SD 2`` (velocity) or ``SDXL``, each true to its kind."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    extra: dict[str, Any] = {}
+
+    def text_config(width: int, activation: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            hidden_act=activation,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    xl = family == "SDXL"
+    # CLIP's own text encoder, OpenCLIP's, and both of them
+    text = text_config(24, "gelu") if family == "SD 2" else text_config(16, "quick_gelu")
+    extra: dict[str, Any] = {"attention_head_dim": 2}
+    if family != "SD 1":
+        extra = {"attention_head_dim": [2, 4], "use_linear_projection": True}
     if xl:
-        # 6 numbers of the size, embedded in 8 each, and the pooled embedding of 16
-        extra = {
+        # 6 numbers of the size, embedded in 8 each, and the pooled embedding of 24
+        extra |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 16,
+            "projection_class_embeddings_input_dim": 6 * 8 + 24,
+            "transformer_layers_per_block": [1, 2],
         }
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -99,8 +109,7 @@ def save_tiny(folder: Path, *, xl: bool) -> Path:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32 if xl else 16,
-        attention_head_dim=2,
+        cross_attention_dim={"SD 1": 16, "SD 2": 24, "SDXL": 16 + 24}[family],
         norm_num_groups=8,
         **extra,
     )
@@ -125,7 +134,7 @@ def save_tiny(folder: Path, *, xl: bool) -> Path:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     if xl:
-        CLIPTextModelWithProjection(text).save_pretrained(folder / "text_encoder_2")
+        CLIPTextModelWithProjection(text_config(24, "gelu")).save_pretrained(folder / "text_encoder_2")
         save_old_tokenizer(tokenizer, folder / "tokenizer_2")
         parts["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
         parts["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
@@ -137,7 +146,7 @@ def save_tiny(folder: Path, *, xl: bool) -> Path:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction" if family == "SD 2" else "epsilon",
         "skip_prk_steps": True,
         "steps_offset": 1,
         "set_alpha_to_one": False,

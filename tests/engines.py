@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from darkroom.config import Config
-from darkroom.events import Event, Picture, Step
+from darkroom.errors import DeviceGone
+from darkroom.events import Event, Fallback, Loaded, Picture, Step
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import Job
 
@@ -79,8 +81,46 @@ class Unpicklable(FakeEngine):
         yield lambda: None  # type: ignore[misc]
 
 
+class Idle(FakeEngine):
+    """Leaves a file where it gave its memory back."""
+
+    def close(self) -> None:
+        assert self.config.engine.cache_dir is not None
+        (self.config.engine.cache_dir / "closed").touch()
+
+
+class SteppingDown(FakeEngine):
+    """Steps down at once, then takes its time."""
+
+    step_s = 0.1
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        yield Fallback("tiled_vae", "no memory", lossless=True, memory_before=5, memory_after=3)
+        yield from super().render(job, skip, stopping)
+
+
 class Unbuildable:
     """Cannot be made."""
 
     def __init__(self, config: Config) -> None:
         raise RuntimeError("no such card")
+
+
+class OnACard(FakeEngine):
+    """Works on a GPU that is gone while the file ``gpu-gone`` lies in the spool; says which device it was told."""
+
+    step_s = 0.02
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.gone = config.folders.root / "gpu-gone"
+        self._look()
+
+    def _look(self) -> None:
+        if self.gone.exists():
+            raise DeviceGone("The GPU is gone")
+
+    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping):
+            self._look()
+            yield replace(event, device=f"cuda {self.config.engine.device}") if isinstance(event, Loaded) else event

@@ -31,6 +31,7 @@ def test_the_spool_is_measured_against_the_bare_calls(tmp_path: Path) -> None:
 
 
 def test_many_waiting_are_measured_against_few(tmp_path: Path) -> None:
+    """Fault 53."""
     figures = bench("spool", "--waiting", "2000", "--jobs", "60", "--dir", str(tmp_path), "--json")
     assert figures["waiting"] == 2000
     assert 0.1 < figures["ratio"] < 10
@@ -39,6 +40,7 @@ def test_many_waiting_are_measured_against_few(tmp_path: Path) -> None:
 
 
 def test_many_results_are_measured_against_none(tmp_path: Path) -> None:
+    """Fault 54."""
     figures = bench("spool", "--results", "500", "--jobs", "60", "--dir", str(tmp_path), "--json")
     assert figures["results"] == 500
     assert 0.1 < figures["ratio"] < 10

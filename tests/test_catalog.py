@@ -102,7 +102,8 @@ def test_a_folder_that_is_no_model_says_which_file_is_missing(tmp_path: Path, fi
     with pytest.raises(ModelUnavailable) as raised:
         _ = model(tmp_path).defaults
     assert raised.value.message == (
-        f'model "mine": {tmp_path / file}.json is missing; a model is a diffusers folder with model_index.json'
+        f'model "mine": {tmp_path / file}.json is missing; a model is a diffusers folder with model_index.json, '
+        "or a checkpoint *.safetensors"
     )
 
 
@@ -121,3 +122,57 @@ def test_seedling_says_what_suits_it() -> None:
     assert found is not None
     assert found.defaults.num_inference_steps is not None
     assert found.defaults.width == found.defaults.height == 128
+
+
+def test_a_checkpoint_in_the_folder_of_models_is_one_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    (tmp_path / "mine.ckpt").write_bytes(b"")
+    catalog = Catalog(Models(models_dir=tmp_path))
+    assert catalog.names() == ["mine", "seedling"]
+    with pytest.raises(ModelUnavailable, match="is no safetensors file: it has only 0 bytes"):
+        catalog.get("mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "family"),
+    [
+        ("StableDiffusionPipeline", "quick_gelu", "SD 1"),
+        ("StableDiffusionPipeline", "gelu", "SD 2"),
+        ("StableDiffusionXLPipeline", "quick_gelu", "SDXL"),
+        ("StableDiffusion3Pipeline", "quick_gelu", "SD 3"),
+        ("FluxPipeline", "quick_gelu", "Flux"),
+        ("KandinskyPipeline", "quick_gelu", "KandinskyPipeline"),
+    ],
+)
+def test_the_family_of_a_folder_is_told(tmp_path: Path, kind: str, activation: str, family: str) -> None:
+    files = {"model_index": {"_class_name": kind}, "text_encoder/config": {"hidden_act": activation}}
+    assert model(put(tmp_path, **files)).family == family
+
+
+def test_the_size_on_disk_is_that_of_the_weights(tmp_path: Path) -> None:
+    folder = put(tmp_path)
+    (folder / "unet/weights.safetensors").write_bytes(b"12345")
+    (folder / "vae/weights.safetensors").write_bytes(b"123")
+    assert model(folder).size() == 8
+
+
+def test_a_model_from_the_hub_is_looked_for_where_pull_puts_it(tmp_path: Path) -> None:
+    entry = ModelEntry(path=Path("hub:owner/name@v1"))
+    models = Models(named={"mine": entry}, hub_dir=tmp_path)
+    found = Catalog(models).get("mine")
+    assert found is not None
+    assert (found.folder, found.fetched, found.source) == (tmp_path / "owner--name@v1", False, "hub")
+    with pytest.raises(ModelUnavailable, match=r"\(owner/name@v1\) has not been fetched .* `darkroom pull mine`"):
+        _ = found.defaults
+    put(tmp_path / "owner--name@v1")
+    assert found.fetched
+    fresh = Catalog(models).get("mine")
+    assert fresh is not None
+    assert fresh.defaults.width == 512
+
+
+def test_a_model_that_is_to_be_fetched_has_the_size_that_the_config_says(tmp_path: Path) -> None:
+    entry = ModelEntry(path=Path("hub:owner/name"), width=1024, height=768, clip_skip=2)
+    found = Catalog(Models(named={"mine": entry}, hub_dir=tmp_path)).get("mine")
+    assert found is not None
+    assert (found.defaults.width, found.defaults.height, found.defaults.clip_skip) == (1024, 768, 2)

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from conftest import Darkroom
-from test_loop import until
+from darkroom.cli import app
+from darkroom.errors import UsageError
+from darkroom.executors import LocalExecutor
+from test_loop import Running, until
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +163,26 @@ def run_slowly(darkroom: Darkroom) -> subprocess.Popen[str]:
     return process
 
 
+def test_a_second_signal_ends_the_process_at_once(darkroom: Darkroom) -> None:
+    """Fault 60: the first would wait for the end of a long step."""
+    darkroom.drop("cat.json")
+    arguments = [sys.executable, "-c", slow_daemon_script(5), "run", "--root", str(darkroom.root)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: list(darkroom.working.glob("*/attempt.1")))
+        time.sleep(1)  # until the step has begun
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    darkroom.run_once()
+    assert darkroom.names("done") == ["cat"]
+
+
 def test_a_job_cut_short_by_sigterm_or_kill_ends_once_with_the_same_pictures(darkroom: Darkroom) -> None:
     fields: dict[str, Any] = {"num_inference_steps": 8, "count": 3}
     darkroom.drop("undisturbed.json", **fields)
@@ -227,3 +252,69 @@ def test_no_command_that_waits_for_a_person_imports_torch(darkroom: Darkroom) ->
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert darkroom.names("done") == ["a"]
+
+
+def test_the_recipe_of_a_picture_is_printed_ready_to_be_dropped(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json")
+    darkroom.run_once()
+    picture = darkroom.done / "cat" / "cat-1.png"
+    ran = CliRunner().invoke(app, ["recipe", str(picture)])
+    assert ran.exit_code == 0
+    darkroom.drop("again.json", ran.stdout)
+    darkroom.run_once()
+    assert (darkroom.done / "again" / "again-1.png").read_bytes() == picture.read_bytes()
+
+
+def test_a_picture_without_a_recipe_says_so_in_a_sentence(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
+    with pytest.raises(UsageError, match=r"holiday\.png: .*no recipe"):
+        app(["recipe", str(tmp_path / "holiday.png")], standalone_mode=False)
+
+
+def test_a_picture_is_submitted_by_its_recipe_with_what_is_set_over_it(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json")
+    darkroom.run_once()
+    picture = darkroom.done / "cat" / "cat-1.png"
+    call(darkroom, "submit", str(picture), "--set", "seed=99")
+    darkroom.run_once()
+    job = darkroom.result("cat-1")["job"]
+    assert (job["prompt"], job["seed"]) == ("a red circle", 99)
+
+
+def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "cut.safetensors").write_bytes(b"x")
+    (tmp_path / "config.toml").write_text(f'[models]\nmodels_dir = "{models}"\n')
+    options = ("--config", str(tmp_path / "config.toml"))
+    found = {model["name"]: model for model in json.loads(call(darkroom, "models", "--json", *options, code=1).stdout)}
+    seedling = found["seedling"]
+    assert (seedling["family"], seedling["source"], seedling["usable"], seedling["default"]) == (
+        "SD 1",
+        "bundled",
+        True,
+        True,
+    )
+    assert (seedling["width"], seedling["height"]) == (128, 128)
+    assert seedling["bytes"] > 1 << 20
+    assert not found["cut"]["usable"]
+    assert "is no safetensors file" in found["cut"]["why"]
+    shown = call(darkroom, "models", *options, code=1).stdout
+    assert "seedling (default)" in shown
+    assert "SD 1" in shown
+    assert "128×128" in shown
+    call(darkroom, "models")
+
+
+def test_status_shows_a_step_down_while_the_job_runs(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    darkroom.drop("cat.json", num_inference_steps=60)
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:SteppingDown"))):
+        until(lambda: "oom.step_down" in darkroom.log.events())
+        (job,) = json.loads(call(darkroom, "status", "--json").stdout)["working"]
+        assert job["fallbacks"] == [
+            {"rung": "tiled_vae", "because": "no memory", "lossless": True, "memory_before": 5, "memory_after": 3}
+        ]
+        assert "↓ tiled_vae: no memory" in call(darkroom, "status").stdout

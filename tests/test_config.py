@@ -231,3 +231,17 @@ def test_the_shipped_file_shows_every_key_with_its_default(tmp_path: Path) -> No
                 default = default or section.named(key)
             if default is not None:
                 assert value == (str(default) if isinstance(default, Path) else default), key
+
+
+def test_an_id_on_the_hub_is_no_path_and_a_base_with_a_slash_is_one(tmp_path: Path) -> None:
+    text = '[models.a]\npath = "hub:owner/name@main"\n[models.b]\npath = "b.safetensors"\nbase = "bases/sd15"\n'
+    named = load(written(tmp_path, text + '[models.c]\npath = "c.safetensors"\nbase = "a"\nvae = "vae"\n')).models.named
+    assert (named["a"].hub, named["b"].hub) == ("owner/name@main", None)
+    assert named["b"].base == str(tmp_path / "bases/sd15")
+    assert (named["c"].base, named["c"].vae) == ("a", tmp_path / "vae")
+
+
+def test_an_id_that_is_none_is_said(tmp_path: Path) -> None:
+    message = complaint(tmp_path, '[models.a]\npath = "hub:name"\n')
+    assert "[models.a] path" in message
+    assert "hub:owner/name" in message

@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
+from darkroom.catalog import Catalog
+from darkroom.config import Config
 from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
 from darkroom.intake import Waker
-from darkroom.job import Job
+from darkroom.job import Job, parse, resolve
+from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
 
 
@@ -95,6 +99,12 @@ class Way:
     prepare: Callable[[Darkroom], None] | None = None
 
 
+PICTURE_JOB = resolve(
+    parse(b'{"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 1, "seed": 7}'),
+    Config(),
+    Catalog(Config().models),
+    "a",
+)
 JOB = {"width": 64, "height": 64, "num_inference_steps": 1}
 
 
@@ -114,6 +124,11 @@ def cancel_it(darkroom: Darkroom) -> None:
     (folder / "cancel").touch()
 
 
+def picture() -> bytes:
+    """One that carries its recipe."""
+    return encode(Image.new("RGB", (64, 64)), PICTURE_JOB, seed=7, device="fake")
+
+
 def took_the_name(darkroom: Darkroom) -> None:
     for folder in (darkroom.done / "cat", darkroom.failed / "typo"):
         folder.mkdir(parents=True)
@@ -122,6 +137,7 @@ def took_the_name(darkroom: Darkroom) -> None:
 
 WAYS = [
     Way("done", {"cat.json": {"prompt": "a"} | JOB}, done=["cat"]),
+    Way("a picture", {"cat.png": picture()}, done=["cat"]),
     Way("several pictures", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"]),
     Way("refused", {"typo.json": {"promt": "a"}}, done=[], failed=["typo"]),
     Way(
@@ -206,8 +222,8 @@ class House:
         """Where each dropped content lies now."""
         found: dict[str, list[Path]] = {}
         for folder in ("inbox", "working", "done", "failed"):
-            for path in (self.darkroom.root / folder).rglob("*.json"):
-                is_request = path.name == "request.json" if folder != "inbox" else not path.name.startswith(".")
+            for path in (self.darkroom.root / folder).rglob("*.*"):
+                is_request = path.stem == "request" if folder != "inbox" else not path.name.startswith(".")
                 if is_request:
                     found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path)
         return found
@@ -218,7 +234,7 @@ class House:
         assert sorted(found) == self.contents
         assert all(len(paths) == 1 for paths in found.values()), found
         for base in (self.darkroom.done, self.darkroom.failed):
-            for request in base.rglob("request.json"):
+            for request in base.rglob("request.*"):
                 folder = request.parent
                 result = json.loads((folder / "result.json").read_bytes())
                 assert folder.relative_to(base).as_posix() == result["name"]
@@ -232,7 +248,7 @@ class House:
         return {
             (path.name, path.stat().st_ino): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
             for path in self.darkroom.root.rglob("*.png")
-            if not path.name.startswith(".")
+            if not path.name.startswith((".", "request.")) and path.parent != self.darkroom.inbox
         }
 
     def hold_to_the_end(self) -> None:
@@ -249,7 +265,8 @@ class House:
             assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
             left = {path.name for path in (self.darkroom.done / name).iterdir()}
             pictures = {picture["file"] for picture in result["pictures"]}
-            assert left == pictures | {"request.json", "result.json", "log.jsonl"}
+            (request,) = (name for name in left if name.startswith("request."))
+            assert left == pictures | {request, "result.json", "log.jsonl"}
 
     def remove(self) -> None:
         shutil.rmtree(self.darkroom.root)

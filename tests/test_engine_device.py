@@ -13,9 +13,16 @@ import pytest
 import torch
 
 from darkroom.config import EngineSettings
-from darkroom.engine import device
-from darkroom.engine.device import Workload, choose_device, choose_dtype, describe, is_out_of_memory
-from darkroom.errors import ConfigError
+from darkroom.engine.cache import cache_dir
+from darkroom.engine.device import (
+    Workload,
+    choose_device,
+    choose_dtype,
+    describe,
+    device_failure,
+    is_out_of_memory,
+)
+from darkroom.errors import ConfigError, DeviceGone, EngineDied
 
 CPU = torch.device("cpu")
 SMALL = Workload(channels=8, side=4)
@@ -70,10 +77,10 @@ def test_what_cannot_be_remembered_is_not_chosen(tmp_path: Path) -> None:
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert device.cache_dir(EngineSettings()) == tmp_path / "darkroom"
+    assert cache_dir(EngineSettings()) == tmp_path / "darkroom"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert device.cache_dir(EngineSettings()) == tmp_path / ".cache/darkroom"
+    assert cache_dir(EngineSettings()) == tmp_path / ".cache/darkroom"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -97,7 +104,11 @@ def test_a_person_is_told_the_processor_and_the_format() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
         RuntimeError("could not create a memory object"),
         RuntimeError("std::bad_alloc"),
@@ -117,6 +128,25 @@ def test_a_real_allocation_that_is_too_large_is_recognised() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: no CUDA-capable device is detected", DeviceGone),
+        ("CUDA error: unspecified launch failure", DeviceGone),
+        ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be reported later", DeviceGone),
+        ("CUDA driver error: unknown error", DeviceGone),
+        ("No CUDA GPUs are available", DeviceGone),
+        ("CUDA error: device-side assert triggered", EngineDied),
+        ("CUDA error: an illegal memory access was encountered", EngineDied),
+        ("CUDA error: out of memory", type(None)),
+        ("mat1 and mat2 shapes cannot be multiplied", type(None)),
+    ],
+)
+def test_a_gpu_that_fails_is_told_from_a_process_that_can_use_it_no_more(message: str, kind: type) -> None:
+    """Fault 52. As CUDA's runtime words its errors."""
+    assert type(device_failure(RuntimeError(message))) is kind
 
 
 def test_as_a_command_it_prints_one_line_of_json(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from darkroom.catalog import BUNDLED
 from darkroom.config import Config
-from darkroom.engine.models import Models, Pipeline
+from darkroom.engine.models import Models
+from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import emphasise, encode, split
 from darkroom.engine.render import Engine
 from darkroom.errors import RenderFailed
@@ -31,12 +32,12 @@ COMMA = 1000
 
 @pytest.fixture
 def sd(config: Config) -> Pipeline:
-    return Models(config, torch.device("cpu")).get("sd")[0]
+    return Models(config, torch.device("cpu")).get("sd")
 
 
 @pytest.fixture
 def sdxl(config: Config) -> Pipeline:
-    return Models(config, torch.device("cpu")).get("sdxl")[0]
+    return Models(config, torch.device("cpu")).get("sdxl")
 
 
 def diffusers_pipeline(folder: Path, kind: str) -> Any:
@@ -104,9 +105,9 @@ def test_a_long_prompt_is_read_in_chunks_and_the_other_is_filled_up(sd: Pipeline
 def test_a_long_negative_prompt_makes_the_positive_one_longer(sdxl: Pipeline) -> None:
     ours = encode(sdxl, make_job(negative_prompt="house, " * 100), guided=True)
     assert ours.negative is not None
-    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 32)
+    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 40)
     assert ours.positive.pooled is not None
-    assert ours.positive.pooled.shape == (1, 16)
+    assert ours.positive.pooled.shape == (1, 24)
 
 
 def test_truncating_says_which_words_were_cut(sd: Pipeline) -> None:
@@ -205,10 +206,10 @@ def test_both_encoders_of_sdxl_are_weighed_and_the_pooled_embedding_is_not(sdxl:
     assert weighed.pooled is not None
     assert before.pooled is not None
     assert torch.equal(weighed.pooled, before.pooled)
-    for encoder in (slice(0, 16), slice(16, 32)):
+    for encoder in (slice(0, 16), slice(16, 40)):
         ratio = weighed.tokens[0, :, encoder] / before.tokens[0, :, encoder]
-        torch.testing.assert_close(ratio[2] / ratio[0], torch.full((16,), 1.5))
-        torch.testing.assert_close(ratio[1] / ratio[0], torch.ones(16))
+        torch.testing.assert_close(ratio[2] / ratio[0], torch.full_like(ratio[0], 1.5))
+        torch.testing.assert_close(ratio[1] / ratio[0], torch.ones_like(ratio[0]))
 
 
 def test_break_begins_a_new_chunk(sd: Pipeline) -> None:
@@ -225,7 +226,7 @@ def test_break_begins_a_new_chunk(sd: Pipeline) -> None:
 def test_the_other_text_is_filled_up_to_as_many_chunks_as_break_makes(sdxl: Pipeline) -> None:
     ours = encode(sdxl, make_job(prompt="red BREAK blue BREAK sky", negative_prompt="house"), guided=True)
     assert ours.negative is not None
-    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 32)
+    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 40)
 
 
 def test_two_tokenizers_that_count_differently_give_as_many_chunks(sdxl: Pipeline) -> None:
@@ -238,7 +239,7 @@ def test_two_tokenizers_that_count_differently_give_as_many_chunks(sdxl: Pipelin
     prompt = "circle " * 20  # 20 tokens, or 120 letters
     for tokenizers in ((known, bytewise), (bytewise, known)):
         pipeline = dataclasses.replace(sdxl, tokenizers=tokenizers)
-        assert positive(pipeline, prompt).shape == (1, 154, 32)
+        assert positive(pipeline, prompt).shape == (1, 154, 40)
 
 
 def test_a_weight_reaches_over_the_border_of_chunks(sd: Pipeline) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,11 @@ import torch
 from PIL import Image
 
 from darkroom.config import Config
-from darkroom.engine.models import Models, Pipeline
+from darkroom.engine.host import Bound
+from darkroom.engine.learned import Learned
+from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine, _Rendering
+from darkroom.engine.underway import UnderWay
 from darkroom.errors import ModelUnavailable, OutOfMemory, RenderFailed, Stopped
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import Job
@@ -35,8 +35,16 @@ def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
 
 def loaded(engine: Engine, name: str) -> Pipeline:
     """The engine's own pipeline, so that a test can put a failing part into it."""
-    models: Models = engine._models
-    return models.get(name)[0]
+    pipeline = engine._models.get(name)
+    pipeline.load()
+    return pipeline
+
+
+def put(pipeline: Pipeline, name: str, part: Any) -> Any:
+    """A part in the place of another, when it is read from the disk again too."""
+    pipeline.loaders[name] = lambda: part
+    pipeline.loaded[name] = part
+    return part
 
 
 # ---------------------------------------------------------------- what comes out
@@ -246,7 +254,7 @@ def no_memory() -> Exception:
 
 def test_an_unknown_exception_is_render_failed_with_its_trace(engine: Engine) -> None:
     pipeline = loaded(engine, "sd")
-    pipeline.unet = Failing(pipeline.unet, ValueError("the shutter is stuck"))
+    put(pipeline, "unet", Failing(pipeline.unet, ValueError("the shutter is stuck")))
     with pytest.raises(RenderFailed, match="ValueError: the shutter is stuck") as raised:
         render(engine, make_job())
     assert raised.value.trace is not None
@@ -263,9 +271,10 @@ def test_numbers_out_of_range_are_an_error_that_names_the_remedy(engine: Engine)
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0])
 def test_a_black_picture_is_decoded_again_in_float32(value: float, tmp_path: Path, tiny_sd: Path) -> None:
+    """Fault 64."""
     engine = Engine(make_config(tmp_path, {"sd": tiny_sd}, dtype="bfloat16"))
     pipeline = loaded(engine, "sd")
-    pipeline.vae = Constant(pipeline.vae, value, cured=True)
+    put(pipeline, "vae", Constant(pipeline.vae, value, cured=True))
     assert pixels(pictures(render(engine, make_job()))[0]).std() > 0
     assert pipeline.vae.dtype is torch.bfloat16
 
@@ -273,7 +282,7 @@ def test_a_black_picture_is_decoded_again_in_float32(value: float, tmp_path: Pat
 @pytest.mark.parametrize("value", [float("nan"), -1.0])
 def test_a_picture_that_stays_black_is_an_error(value: float, engine: Engine) -> None:
     pipeline = loaded(engine, "sd")
-    pipeline.vae = Constant(pipeline.vae, value, cured=False)
+    put(pipeline, "vae", Constant(pipeline.vae, value, cured=False))
     with pytest.raises(RenderFailed, match="came out all black"):
         render(engine, make_job())
 
@@ -286,17 +295,36 @@ def test_a_size_that_is_no_multiple_of_the_latents_is_refused(engine: Engine) ->
 # ---------------------------------------------------------------- out of memory
 
 
-def test_a_decoding_that_does_not_fit_is_tried_in_tiles_and_denoised_only_once(engine: Engine) -> None:
-    pipeline = loaded(engine, "sd")
-    pipeline.vae = Failing(pipeline.vae, no_memory(), times=1)
+def rungs(events: Iterable[Event]) -> list[str]:
+    return [event.rung for event in events if isinstance(event, Fallback)]
+
+
+def in_memory(pipeline: Pipeline, events: Iterable[Event]) -> list[set[str]]:
+    """Which parts were in memory at each step."""
+    return [set(pipeline.loaded) for event in events if isinstance(event, Step)]
+
+
+def test_the_same_is_tried_once_more_when_all_else_was_let_go(tmp_path: Path, tiny_sd: Path, tiny_sdxl: Path) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd, "sdxl": tiny_sdxl}))
+    other, pipeline = loaded(engine, "sdxl"), loaded(engine, "sd")
+    put(pipeline, "vae", Failing(pipeline.vae, no_memory(), times=1))
     events = render(engine, make_job(num_inference_steps=3))
     (fallback,) = fallbacks(events)
-    assert (fallback.rung, fallback.lossless, fallback.changes) == ("tiled_vae", True, {})
-    assert (
-        fallback.because == "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
-    )
+    assert (fallback.rung, fallback.lossless, fallback.changes) == ("freed_memory", True, {})
+    because = "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+    assert fallback.because == because
     assert fallback.memory_before is not None
     assert fallback.memory_after is not None
+    assert len(steps(events)) == 3
+    assert set(pictures(events)) == {0}
+    assert engine._models.get("sdxl") is not other
+
+
+def test_a_decoding_that_does_not_fit_is_tried_in_tiles_and_denoised_only_once(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    put(pipeline, "vae", Failing(pipeline.vae, no_memory(), times=2))
+    events = render(engine, make_job(num_inference_steps=3))
+    assert rungs(events) == ["freed_memory", "tiled_vae"]
     assert len(steps(events)) == 3
     assert set(pictures(events)) == {0}
 
@@ -307,10 +335,12 @@ def test_when_nothing_else_helps_the_picture_is_made_smaller_and_its_recipe_says
     engine = Engine(make_config(tmp_path, {"sd": tiny_sd}))
     pipeline = loaded(engine, "sd")
     unet = pipeline.unet
-    pipeline.unet = Failing(unet, no_memory(), times=2)
+    put(pipeline, "unet", Failing(unet, no_memory(), times=4))
     events = render(engine, make_job(width=128, height=96, num_inference_steps=2))
     assert [(step.rung, step.changes) for step in fallbacks(events)] == [
-        ("tiled_vae", {}),
+        ("freed_memory", {}),
+        ("dropped_text_encoders", {}),
+        ("model_offload", {}),
         ("smaller_picture", {"width": 96, "height": 72}),
     ]
     picture = next(event for event in events if isinstance(event, Picture))
@@ -319,38 +349,59 @@ def test_when_nothing_else_helps_the_picture_is_made_smaller_and_its_recipe_says
     assert image.size == (96, 72)
     recipe = json.loads(image.info["darkroom"])
     assert (recipe["width"], recipe["height"]) == (96, 72)
-    pipeline.unet = unet
+    put(pipeline, "unet", unet)
     again = next(event for event in render(engine, make_job(width=128, height=96)) if isinstance(event, Picture))
     assert (again.width, again.height) == (128, 96)
 
 
-def test_a_job_that_forbids_it_is_not_made_smaller(engine: Engine) -> None:
+def test_a_job_that_forbids_it_is_not_made_smaller_and_told_what_would_help(engine: Engine) -> None:
     pipeline = loaded(engine, "sd")
-    pipeline.unet = Failing(pipeline.unet, no_memory())
+    put(pipeline, "unet", Failing(pipeline.unet, no_memory()))
     events: list[Any] = []
     with pytest.raises(OutOfMemory) as raised:
         events.extend(engine.render(make_job(width=128, on_oom="fail"), frozenset(), lambda: False))
-    assert "1 picture of 128×64 at a time" in raised.value.message
-    assert '"on_oom": "degrade"' in raised.value.message
+    assert "1 picture of 128×64 at a time, 2 steps, VAE whole, one part in memory at a time" in raised.value.message
+    assert '"on_oom": "degrade" lets the picture be made smaller' in raised.value.message
+    assert "did another program hold them?" in raised.value.message
     assert raised.value.trace is not None
 
 
-def test_at_the_ladders_foot_the_smallest_plan_is_told(engine: Engine) -> None:
+def test_at_the_ladders_foot_the_smallest_plan_is_told_and_the_next_job_runs_on_the_full_one(engine: Engine) -> None:
     pipeline = loaded(engine, "sd")
-    failing = pipeline.unet = Failing(pipeline.unet, no_memory())
-    seen = []
-    with pytest.raises(OutOfMemory, match=r"Not even 1 picture of 64×64 at a time, 8 steps, VAE tiled fits"):
+    unet = pipeline.unet
+    failing = put(pipeline, "unet", Failing(unet, no_memory()))
+    seen: list[Event] = []
+    with pytest.raises(OutOfMemory, match=r"Not even 1 picture of 64×64 at a time, 8 steps, .*one part in memory"):
         for event in engine.render(make_job(width=128, height=128, num_inference_steps=20), frozenset(), lambda: False):
             seen.append(event)
-    assert [event.rung for event in seen if isinstance(event, Fallback)] == [
-        "tiled_vae",
+    assert rungs(seen) == [
+        "freed_memory",
+        "dropped_text_encoders",
+        "model_offload",
         "smaller_picture",
         "smaller_picture",
         "smaller_picture",
         "fewer_steps",
         "fewer_steps",
     ]
-    assert [shape[-1] for shape in failing.calls] == [16, 16, 12, 9, 8, 8, 8]
+    assert [shape[-1] for shape in failing.calls] == [16, 16, 16, 16, 12, 9, 8, 8, 8]
+    put(pipeline, "unet", unet)
+    events = render(engine, make_job(width=128, height=128))
+    assert rungs(events) == []
+    assert in_memory(pipeline, events) == [{"text_encoder", "unet", "vae"}] * 2
+
+
+def test_a_prompt_that_cannot_be_read_is_not_made_smaller_in_vain(engine: Engine) -> None:
+    pipeline = loaded(engine, "sd")
+    put(pipeline, "text_encoder", Failing(pipeline.text_encoders[0], no_memory()))
+    seen: list[Event] = []
+    with pytest.raises(OutOfMemory):
+        seen.extend(engine.render(make_job(width=128), frozenset(), lambda: False))
+    again = []
+    with pytest.raises(OutOfMemory):
+        for event in engine.render(make_job(width=128), frozenset(), lambda: False):
+            again.append(event)
+    assert rungs(again) == ["freed_memory", "model_offload"]
 
 
 def test_pictures_made_before_memory_ran_out_are_not_made_again(engine: Engine) -> None:
@@ -360,24 +411,37 @@ def test_pictures_made_before_memory_ran_out_are_not_made_again(engine: Engine) 
     for event in engine.render(make_job(count=3), frozenset(), lambda: False):
         events.append(event)
         if isinstance(event, Picture) and event.index == 0:
-            pipeline.vae = Failing(vae, no_memory(), times=1)
+            put(pipeline, "vae", Failing(vae, no_memory(), times=1))
     made = [event.index for event in events if isinstance(event, Picture)]
     assert made == [0, 1, 2]
-    assert [fallback.rung for fallback in fallbacks(events)] == ["tiled_vae"]
+    assert rungs(events) == ["freed_memory"]
 
 
-def batched(pipeline: Pipeline, job: Job, batch: int) -> list[Any]:
-    """What a GPU does: several pictures at a time."""
-    rendering = _Rendering(pipeline, job, list(range(job.count)), 8, "cpu", lambda: False)
-    rendering.plan = replace(rendering.plan, batch=batch)
-    return list(rendering.run())
+def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Iterator[Event]:
+    """A job on a plan that a test chooses, such as a GPU's batches."""
+    rendering = _Rendering(
+        pipeline,
+        job,
+        list(range(job.count)),
+        8,
+        "cpu",
+        lambda: False,
+        learned=Learned(folder),
+        under_way=UnderWay(folder),
+        bound=Bound(),
+        save_memory=lambda: None,
+    )
+    rendering.fitting.plan = replace(rendering.fitting.full, **changes)
+    if rendering.plan.weights != "resident":
+        pipeline.let_go()
+    return rendering.run()
 
 
 @pytest.mark.parametrize("model", ["sd", "sdxl"])
-def test_pictures_made_in_batches_are_those_made_alone(engine: Engine, model: str) -> None:
+def test_pictures_made_in_batches_are_those_made_alone(engine: Engine, model: str, tmp_path: Path) -> None:
     job = make_job(model=model, count=5, num_inference_steps=3, sampler="Euler a")
     alone = pictures(render(engine, job))
-    events = batched(loaded(engine, model), job, 2)
+    events = list(with_plan(loaded(engine, model), job, tmp_path, batch=2))
     assert [(step.first, step.batch) for step in steps(events)] == [(0, 2)] * 3 + [(2, 2)] * 3 + [(4, 1)] * 3
     together = pictures(events)
     assert list(together) == list(alone) == [0, 1, 2, 3, 4]
@@ -385,56 +449,119 @@ def test_pictures_made_in_batches_are_those_made_alone(engine: Engine, model: st
         assert np.abs(pixels(data) - pixels(together[index])).max() <= 1
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_one_that_is_not_decoded_is_sliced(engine: Engine) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_one_that_is_not_decoded_is_sliced(
+    engine: Engine, tmp_path: Path
+) -> None:
     pipeline = loaded(engine, "sd")
-    unet, vae = Failing(pipeline.unet, no_memory(), times=1), Failing(pipeline.vae, no_memory(), times=1)
-    pipeline.unet, pipeline.vae = unet, vae
-    events = batched(pipeline, make_job(count=4, num_inference_steps=2, guidance_scale=1.0), 4)
-    assert [fallback.rung for fallback in fallbacks(events)] == ["smaller_batch", "sliced_vae"]
-    assert [shape[0] for shape in unet.calls] == [4, 2, 2, 2, 2]
+    unet = put(pipeline, "unet", Failing(pipeline.unet, no_memory(), times=2))
+    vae = put(pipeline, "vae", Failing(pipeline.vae, no_memory(), times=1))
+    job = make_job(count=4, num_inference_steps=2, guidance_scale=1.0)
+    events = list(with_plan(pipeline, job, tmp_path, batch=4))
+    assert rungs(events) == ["freed_memory", "smaller_batch", "sliced_vae"]
+    assert [shape[0] for shape in unet.calls] == [4, 4, 2, 2, 2, 2]
     assert [shape[0] for shape in vae.calls] == [2, 1, 1, 1, 1]
     assert list(pictures(events)) == [0, 1, 2, 3]
 
 
-REAL = """
-import json, resource, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from engine_models import make_config, make_job, fallbacks, pictures, render
-from darkroom.engine.render import Engine
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("changes", "while_denoising"),
+    [
+        ({"texts": "dropped"}, {"unet", "vae"}),
+        ({"texts": "dropped", "weights": "parts"}, {"unet"}),
+        ({"texts": "dropped", "weights": "layers"}, {"unet"}),
+    ],
+)
+def test_parts_that_are_not_at_work_leave_memory_and_the_picture_is_the_same(
+    engine: Engine, tmp_path: Path, model: str, changes: dict[str, Any], while_denoising: set[str]
+) -> None:
+    job = make_job(model=model, count=2)
+    whole = pictures(render(engine, job))
+    pipeline = loaded(engine, model)
+    there = []
+    made = {}
+    for event in with_plan(pipeline, job, tmp_path, **changes):
+        if isinstance(event, Step):
+            there.append(set(pipeline.loaded))
+        if isinstance(event, Picture):
+            made[event.index] = event.data
+    assert there == [while_denoising] * 4
+    for index, data in whole.items():
+        assert np.array_equal(pixels(made[index]), pixels(data))
+    assert pictures(render(engine, job)) == whole
 
-engine = Engine(make_config(Path(sys.argv[2]), {"sd": Path(sys.argv[1])}))
-render(engine, make_job(num_inference_steps=1))
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-limit = used + int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-events = render(engine, make_job(width=1024, height=512, num_inference_steps=1, guidance_scale=1.0))
-small = render(engine, make_job(num_inference_steps=1))
-print(json.dumps({
-    "rungs": [[event.rung, event.because] for event in fallbacks(events)],
-    "sizes": [[event.width, event.height] for event in events if hasattr(event, "data")],
-    "after": len(pictures(small)),
-    "later": [event.rung for event in fallbacks(small)],
-}))
-"""
+
+def test_attention_one_head_at_a_time_gives_the_same_picture_and_is_undone(engine: Engine, tmp_path: Path) -> None:
+    job = make_job()
+    whole = pictures(render(engine, job))
+    pipeline = loaded(engine, "sd")
+    made = pictures(list(with_plan(pipeline, job, tmp_path, attention="sliced")))
+    assert {type(processor).__name__ for processor in pipeline.unet.attn_processors.values()} == {"SlicedAttnProcessor"}
+    assert np.abs(pixels(made[0]) - pixels(whole[0])).max() <= 1
+    assert pictures(render(engine, job)) == whole
+    assert {type(processor).__name__ for processor in pipeline.unet.attn_processors.values()} == {"AttnProcessor2_0"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits its address space, which only Linux does well")
-def test_real_want_of_memory_ends_in_a_smaller_picture_and_a_healthy_engine(tiny_sd: Path, tmp_path: Path) -> None:
-    room = 100 << 20
-    script = tmp_path / "real.py"
-    script.write_text(REAL)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, str(script), str(tiny_sd), str(tmp_path), str(room)]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert answer.returncode == 0, answer.stderr
-    told = json.loads(answer.stdout.splitlines()[-1])
-    rungs = [rung for rung, _ in told["rungs"]]
-    assert rungs[0] == "tiled_vae"
-    assert "memory" in told["rungs"][0][1]
-    (size,) = told["sizes"]
-    assert size == [1024, 512] or ("smaller_picture" in rungs and size[0] == 2 * size[1])
-    assert told["after"] == 1
-    assert told["later"] == []
+# ---------------------------------------------------------------- what was learnt
+
+
+def test_the_next_job_of_the_kind_begins_where_the_last_one_fitted_and_says_so(tmp_path: Path, tiny_sd: Path) -> None:
+    config = make_config(tmp_path, {"sd": tiny_sd})
+    engine = Engine(config)
+    pipeline = loaded(engine, "sd")
+    put(pipeline, "vae", Failing(pipeline.vae, no_memory(), times=2))
+    assert rungs(render(engine, make_job())) == ["freed_memory", "tiled_vae"]
+    again = Engine(config)
+    (fallback,) = fallbacks(render(again, make_job(seed=8)))
+    assert (fallback.rung, fallback.lossless) == ("tiled_vae", True)
+    assert "fitted before" in fallback.because
+    assert rungs(render(again, make_job(width=128))) == []
+
+
+def test_a_picture_is_never_made_smaller_for_what_was_learnt(tmp_path: Path, tiny_sd: Path) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd}))
+    pipeline = loaded(engine, "sd")
+    put(pipeline, "unet", Failing(pipeline.unet, no_memory(), times=4))
+    assert rungs(render(engine, make_job(width=128, height=128)))[-1] == "smaller_picture"
+    events = render(engine, make_job(width=128, height=128))
+    assert rungs(events) == ["model_offload"]
+    assert [event.width for event in events if isinstance(event, Picture)] == [128]
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_a_model_that_does_not_fit_whole_is_loaded_part_by_part(engine: Engine) -> None:
+    whole = pictures(render(engine, make_job()))
+    pipeline = loaded(engine, "sd")
+    pipeline.let_go()
+    read = pipeline.loaders["vae"]
+    failures = iter([no_memory(), no_memory()])
+
+    def load() -> Any:
+        for failure in failures:
+            raise failure
+        return read()
+
+    pipeline.loaders["vae"] = load
+    events = render(engine, make_job())
+    (fallback,) = fallbacks(events)
+    assert (fallback.rung, fallback.lossless) == ("model_offload", True)
+    assert "can't allocate memory" in fallback.because
+    assert pictures(events) == whole
+
+
+def test_a_model_that_does_not_fit_beside_others_is_loaded_alone(engine: Engine) -> None:
+    other, pipeline = loaded(engine, "sdxl"), loaded(engine, "sd")
+    pipeline.let_go()
+    read = pipeline.loaders["vae"]
+    failures = iter([no_memory()])
+
+    def load() -> Any:
+        for failure in failures:
+            raise failure
+        return read()
+
+    pipeline.loaders["vae"] = load
+    assert rungs(render(engine, make_job())) == []
+    assert engine._models.get("sdxl") is not other

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import Darkroom
 from darkroom.catalog import Catalog
-from darkroom.errors import EngineDied, EngineStalled, RenderFailed
+from darkroom.errors import DeviceGone, EngineDied, EngineStalled, RenderFailed
 from darkroom.events import Alive, Event, Finished, Loaded, Picture, Step
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
@@ -195,3 +195,61 @@ def test_the_child_ends_when_its_parent_is_killed(darkroom: Darkroom, engine: st
         parent.kill()
         parent.wait()
     assert wait_until_gone(child)
+
+
+def test_an_engine_that_idles_gives_its_memory_back_and_can_be_used_again(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Idle", started, idle_unload_s=0.2, cache_dir=tmp_path)
+    spoken(executor.run(job_of(darkroom)))
+    pid = executor.pid
+    end = time.monotonic() + 5
+    while not (tmp_path / "closed").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (tmp_path / "closed").exists()
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    assert executor.pid == pid
+
+
+def test_with_idle_unload_at_zero_it_keeps_its_memory(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Idle", started, idle_unload_s=0, cache_dir=tmp_path)
+    spoken(executor.run(job_of(darkroom)))
+    time.sleep(0.5)
+    assert not (tmp_path / "closed").exists()
+
+
+def test_an_engine_that_did_its_share_of_jobs_is_replaced_between_two(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    """Fault 63."""
+    executor = executor_of(darkroom, "Fast", started, recycle_after_jobs=2)
+    pids = []
+    for _ in range(5):
+        spoken(executor.run(job_of(darkroom)))
+        pids.append(executor.pid)
+    assert pids[0] == pids[1]
+    assert pids[2] == pids[3]
+    assert len(set(pids)) == 3
+
+
+def test_an_engine_that_lacks_its_gpu_says_so_and_not_that_it_died(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    """Fault 52."""
+    executor = executor_of(darkroom, "OnACard", started)
+    (darkroom.root / "gpu-gone").touch()
+    with pytest.raises(DeviceGone, match="gone"):
+        spoken(executor.run(job_of(darkroom)))
+    (darkroom.root / "gpu-gone").unlink()
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+
+
+def test_a_gpu_that_served_is_not_exchanged_for_the_cpu(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "OnACard", started, device="auto")
+    devices = []
+    for _ in range(2):
+        devices += [event.device for event in spoken(executor.run(job_of(darkroom))) if isinstance(event, Loaded)]
+        executor.close()
+    assert devices == ["cuda auto", "cuda cuda"]

@@ -45,7 +45,7 @@ class Desk:
             window=window,
         )
 
-    def judge(self, data: bytes | None) -> None:
+    def judge(self, name: str, data: bytes | None) -> None:
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:
@@ -178,6 +178,7 @@ def test_each_oddity_is_reported_once(darkroom: Darkroom, desk: Desk) -> None:
 
 
 def test_a_folder_moved_in_with_files_inside_is_found(darkroom: Darkroom, desk: Desk, tmp_path: Path) -> None:
+    """Fault 46."""
     (tmp_path / "batch" / "deep").mkdir(parents=True)
     (tmp_path / "batch" / "deep" / "cat.json").write_text('{"prompt": "x"}')
     (tmp_path / "batch").rename(darkroom.inbox / "batch")
@@ -285,4 +286,5 @@ MOUNTS = """\
     ],
 )
 def test_the_file_system_of_a_folder_is_read_from_the_mount_table(folder: str, kind: str) -> None:
+    """Fault 43."""
     assert file_system_of(Path(folder), MOUNTS) == kind

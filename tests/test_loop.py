@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
-from darkroom.executors import LocalExecutor
+from darkroom.config import Log
+from darkroom.events import Event
+from darkroom.executors import FakeExecutor, LocalExecutor
+from darkroom.job import Job
+from darkroom.logs import make_logger
 from darkroom.loop import Loop
 from darkroom.spool import Call, Disk
 
@@ -285,6 +293,7 @@ def test_notifications_that_fail_in_silence_are_noticed_and_begun_anew(darkroom:
 
 
 def test_an_inbox_made_anew_is_watched_anew(darkroom: Darkroom) -> None:
+    """Fault 37."""
     with Running(darkroom.loop()):
         until(lambda: "daemon.ready" in darkroom.log.events())
         darkroom.inbox.rmdir()
@@ -328,3 +337,155 @@ def test_a_paused_daemon_sleeps_although_files_wait(darkroom: Darkroom) -> None:
     loop.main_loop()
     loop.shutdown()
     assert darkroom.names("done") == ["cat"]
+
+
+def test_a_picture_with_a_recipe_is_made_again(darkroom: Darkroom) -> None:
+    darkroom.drop("cat.json", count=2)
+    darkroom.run_once()
+    first = darkroom.done / "cat" / "cat-2.png"
+    shutil.copy(first, darkroom.inbox / "again.PNG")
+    darkroom.run_once()
+    assert darkroom.names("done") == ["again", "cat"]
+    assert darkroom.result("again")["pictures"][0]["seed"] == 8
+    assert (darkroom.done / "again" / "again-1.png").read_bytes() == first.read_bytes()
+    assert (darkroom.done / "again" / "request.png").read_bytes() == first.read_bytes()
+    assert darkroom.result("again")["original_name"] == "again.PNG"
+
+
+def test_a_picture_without_a_recipe_is_given_time_and_then_refused_with_the_reason(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"settle_s": 0.3})
+    Image.new("RGB", (8, 8)).save(darkroom.inbox / "holiday.jpg")
+    begin = time.monotonic()
+    darkroom.run_once()
+    assert time.monotonic() - begin >= 0.3
+    error = darkroom.error("holiday")
+    assert error["reason"] == "invalid-request"
+    assert "no recipe" in error["message"]
+    assert (darkroom.failed / "holiday" / "request.jpg").exists()
+
+
+def test_a_picture_over_its_limit_is_refused_unread(darkroom: Darkroom) -> None:
+    darkroom.configure(limits={"max_picture_bytes": 1000})
+    (darkroom.inbox / "large.png").write_bytes(bytes(2000))
+    darkroom.run_once()
+    assert "max_picture_bytes" in darkroom.error("large")["errors"][0]["hint"]
+
+
+def test_a_gpu_that_is_gone_stops_claims_and_the_job_goes_on_when_it_is_back(darkroom: Darkroom) -> None:
+    """Fault 52."""
+    gone = darkroom.root / "gpu-gone"
+    darkroom.drop("a.json", count=6, num_inference_steps=4)
+    loop = darkroom.loop(LocalExecutor(darkroom.config, "engines:OnACard"), first_pause_s=0.2)
+    with Running(loop):
+        until(lambda: darkroom.log.of("picture.saved"))
+        gone.touch()
+        darkroom.drop("b.json")
+        until(lambda: loop.health.report.state == "paused")
+        assert "GPU is gone" in str(loop.health.report.why)
+        until(lambda: loop.work.executor.pid is None)
+        time.sleep(0.5)
+        assert (darkroom.names("done"), darkroom.names("failed")) == ([], [])
+        assert darkroom.names("inbox") == ["b.json"]
+        gone.unlink()
+        until(lambda: loop.work.done == 2, 20)
+    result = darkroom.result("a")
+    assert len(result["pictures"]) == 6
+    assert result["attempts"] == 1, "a card that fails is not the job's fault"
+    assert len(darkroom.log.of("device.gone")) == 1
+    assert len(darkroom.log.of("device.back")) == 1
+
+
+def test_a_file_that_is_written_on_after_its_claim_runs_from_the_bytes_that_were_read(darkroom: Darkroom) -> None:
+    """Fault 4: the writer's descriptor follows the rename."""
+    path = darkroom.drop("cat.json")
+    taken = path.read_bytes()
+    writer = path.open("ab")
+
+    class Meddling(FakeExecutor):
+        def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+            writer.write(b' {"prompt": "something else"}')
+            writer.flush()
+            yield from super().run(job, skip)
+
+    with writer:
+        darkroom.run_once(Meddling(darkroom.config))
+    result = darkroom.result("cat")
+    assert result["job"]["prompt"] == "a red circle"
+    assert result["request_sha256"] == hashlib.sha256(taken).hexdigest()
+    assert (darkroom.done / "cat" / "request.json").read_bytes() != taken
+
+
+def test_a_file_that_is_saved_again_after_its_claim_is_a_new_job(darkroom: Darkroom) -> None:
+    """Fault 7."""
+    darkroom.drop("cat.json", seed=1)
+
+    class Saving(FakeExecutor):
+        saved = False
+
+        def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+            if not self.saved:
+                self.saved = True
+                darkroom.drop("cat.json", seed=2)
+            yield from super().run(job, skip)
+
+    darkroom.run_once(Saving(darkroom.config))
+    assert [darkroom.result(name)["job"]["seed"] for name in ("cat", "cat~2")] == [1, 2]
+
+
+def test_two_names_of_one_file_are_two_jobs(darkroom: Darkroom) -> None:
+    """Fault 17."""
+    (darkroom.inbox / "second.json").hardlink_to(darkroom.drop("first.json"))
+    darkroom.run_once()
+    assert darkroom.names("done") == ["first", "second"]
+
+
+def test_names_that_differ_only_by_case_both_run_and_a_read_only_file_too(darkroom: Darkroom) -> None:
+    """Faults 18, 35."""
+    darkroom.drop("cat.json", seed=1).chmod(0o444)
+    darkroom.drop("Cat.json", seed=2)
+    darkroom.drop("CAT.JSON", seed=3)
+    darkroom.run_once()
+    results = {name: darkroom.result(name)["job"]["seed"] for name in darkroom.names("done")}
+    assert results == {"cat": 1, "Cat": 2, "CAT": 3}
+
+
+def test_an_inbox_swapped_by_rename_is_watched_in_its_new_place(darkroom: Darkroom) -> None:
+    """Fault 38."""
+    with Running(darkroom.loop()) as running:
+        until(lambda: "daemon.ready" in darkroom.log.events())
+        darkroom.inbox.rename(darkroom.root / "old")
+        darkroom.inbox.mkdir()
+        until(lambda: "inbox.found_again" in darkroom.log.events())
+        darkroom.drop("cat.json")
+        until(lambda: running.loop.work.done == 1)
+
+
+def test_a_watch_whose_thread_ended_is_begun_anew(darkroom: Darkroom) -> None:
+    """Fault 45."""
+    with Running(darkroom.loop()) as running:
+        until(lambda: "daemon.ready" in darkroom.log.events())
+        running.loop.guard.watch.emitters()[0].stop()
+        until(lambda: "watch.restarted" in darkroom.log.events())
+        darkroom.drop("cat.json")
+        until(lambda: running.loop.work.done == 1)
+
+
+def test_a_clock_that_jumps_delays_nothing(darkroom: Darkroom) -> None:
+    """Fault 47: a file from the future, and one from before the epoch's first year, run at once."""
+    for name, when in (("future.json", 4e9), ("past.json", 0)):
+        os.utime(darkroom.drop(name), (when, when))
+    begin = time.monotonic()
+    darkroom.run_once()
+    assert darkroom.names("done") == ["future", "past"]
+    assert time.monotonic() - begin < 5
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(darkroom: Darkroom) -> None:
+    """Fault 50."""
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    darkroom.log = make_logger(Log(format="json"), full)
+    darkroom.drop("cat.json")
+    darkroom.run_once()
+    assert darkroom.names("done") == ["cat"]
+    with contextlib.suppress(OSError):
+        full.close()

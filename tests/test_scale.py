@@ -55,6 +55,7 @@ def test_20000_files_dropped_at_once_are_taken_strictly_in_the_order_of_their_ar
 
 
 def test_what_is_dropped_while_the_daemon_watches_is_all_found(darkroom: Darkroom) -> None:
+    """Fault 41."""
     desk = Desk(darkroom)
     desk.after(0)
     guard = Guard(desk.spool, darkroom.log, desk.intake.hint)

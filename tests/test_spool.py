@@ -120,6 +120,7 @@ def test_publishing_writes_the_verdict_syncs_and_renames_last(darkroom: Darkroom
 
 
 def test_results_of_one_name_stand_side_by_side(darkroom: Darkroom, spool: Spool) -> None:
+    """Fault 13."""
     ids = []
     for _ in range(3):
         darkroom.drop("cat.json")
@@ -225,6 +226,7 @@ def test_pictures_are_found_by_their_numbers(darkroom: Darkroom, spool: Spool) -
 
 
 def test_what_is_no_job_is_left_and_reported(darkroom: Darkroom, spool: Spool) -> None:
+    """Faults 14–16."""
     (darkroom.inbox / "link.json").symlink_to("/etc/passwd")
     os.mkfifo(darkroom.inbox / "pipe.json")
     (darkroom.inbox / "notes.txt").write_text("hello")

@@ -1,7 +1,8 @@
-"""Which models there are: names to folders, their families and defaults. Reads a few small JSON files, no torch.
+"""Which models there are: names to places, their families, sizes and defaults. Reads small files and headers, no torch.
 
-A model is a diffusers folder. It comes from ``[models.NAME]`` in the config, from ``models_dir``, or with darkroom
-itself: ``seedling``. A folder may carry ``darkroom.json``, its makers' recommended defaults.
+A model is a diffusers folder or one checkpoint file. It comes from ``[models.NAME]`` in the config (from the hub too,
+once it was fetched), from ``models_dir``, or with darkroom itself: ``seedling``. A folder may carry ``darkroom.json``,
+its makers' recommended defaults.
 """
 
 from __future__ import annotations
@@ -13,37 +14,61 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from darkroom.config import ModelDefaults, ModelEntry, Models
 from darkroom.errors import ModelUnavailable
+from darkroom.weights import BadFile, Header, family_of, read_header, what_else
 
 BUNDLED = Path(__file__).parent / "seedling"
+
+Source = Literal["bundled", "config", "models_dir", "hub"]
+
+FAMILIES = ("SD 1", "SD 2", "SDXL")
+"""What the engine can run."""
+
+_OTHER_FAMILIES = {"StableDiffusion3Pipeline": "SD 3", "FluxPipeline": "Flux"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's name, its folder, and what a job gets where it leaves a field out."""
+    """A model's name, where it is, and what a job gets where it leaves a field out."""
 
     name: str
     folder: Path
-    configured: ModelDefaults
+    """The diffusers folder; of a checkpoint the folder of its family, which has the configuration and the tokenizer."""
+    configured: ModelEntry
+    source: Source = "config"
+    checkpoint: Path | None = None
+    """The file that the weights are in, where it is not the folder."""
+
+    @property
+    def place(self) -> Path:
+        """The folder or file that is the model."""
+        return self.checkpoint or self.folder
+
+    @property
+    def fetched(self) -> bool:
+        """Whether it is there; only what comes from the hub may be known and not there."""
+        return self.source != "hub" or self.folder.is_dir()
 
     @cached_property
     def defaults(self) -> ModelDefaults:
         """The config's defaults over the folder's own ``darkroom.json`` over the model's native size.
 
-        Raises ModelUnavailable where the folder is not a model.
+        Raises ModelUnavailable where it is not a model.
         """
-        own = self.read("darkroom.json") if (self.folder / "darkroom.json").is_file() else {}
+        if not self.fetched:
+            return self._unfetched()
+        file = self.folder / "darkroom.json"
+        own = self.read("darkroom.json") if self.checkpoint is None and file.is_file() else {}
         try:
             recommended = ModelDefaults(**own)
         except ValidationError as error:
             fault = error.errors()[0]
-            file, field = self.folder / "darkroom.json", fault["loc"][0]
-            raise ModelUnavailable(f'model "{self.name}": {file}: {field}: {fault["msg"]}') from None
+            raise ModelUnavailable(f'model "{self.name}": {file}: {fault["loc"][0]}: {fault["msg"]}') from None
         size = self._native_size()
         chosen: dict[str, Any] = {"width": size, "height": size}
         for source in (recommended, self.configured):
@@ -51,6 +76,29 @@ class Model:
                 {key: value for key, value in source if key in ModelDefaults.model_fields and value is not None}
             )
         return ModelDefaults(**chosen)
+
+    @cached_property
+    def family(self) -> str:
+        """``SD 1``, ``SD 2``, ``SDXL``, or what the folder calls itself. Raises ModelUnavailable."""
+        return family_of_folder(self)
+
+    def size(self) -> int:
+        """Bytes of all its weights, as they are on the disk. Raises ModelUnavailable."""
+        files = [self.checkpoint] if self.checkpoint else list(self.folder.glob("*/*.safetensors"))
+        try:
+            return sum(file.stat().st_size for file in files)
+        except OSError as error:
+            raise ModelUnavailable(f'model "{self.name}": {error.filename}: {error.strerror}') from None
+
+    def _unfetched(self) -> ModelDefaults:
+        """What the config says, if that is enough to decide a job before the model is there."""
+        own = {key: value for key, value in self.configured if key in ModelDefaults.model_fields}
+        if own["width"] is None or own["height"] is None:
+            raise ModelUnavailable(
+                f'The model "{self.name}" ({self.configured.hub}) has not been fetched from the hub: run '
+                f"`darkroom pull {self.name}`"
+            )
+        return ModelDefaults(**own)
 
     def _native_size(self) -> int:
         """Side of a picture in pixels: the UNet's or transformer's sample size times the VAE's reduction."""
@@ -67,15 +115,37 @@ class Model:
         path = self.folder / file
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ModelUnavailable(
-                f'model "{self.name}": {path} is missing; a model is a diffusers folder with model_index.json'
+                f'model "{self.name}": {path} is missing; a model is a diffusers folder with model_index.json, or a '
+                "checkpoint *.safetensors"
             ) from None
         except (OSError, ValueError) as error:
             raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {error}') from None
         if not isinstance(content, dict):
             raise ModelUnavailable(f'model "{self.name}": {path} is not a JSON object')
         return content
+
+
+def family_of_folder(model: Model) -> str:
+    """From its model_index.json and the width of its texts. Raises ModelUnavailable."""
+    kind = str(model.read("model_index.json").get("_class_name"))
+    if kind == "StableDiffusionXLPipeline":
+        return "SDXL"
+    if kind == "StableDiffusionPipeline":
+        # the text encoder of SD 2 is OpenCLIP's, 1024 wide; that of SD 1 is CLIP's, 768 wide
+        return "SD 2" if model.read("text_encoder/config.json").get("hidden_act") == "gelu" else "SD 1"
+    return _OTHER_FAMILIES.get(kind, kind)
+
+
+def header_of(name: str, file: Path) -> Header:
+    """A safetensors file's header. Raises ModelUnavailable, ``name`` being the model's."""
+    try:
+        return read_header(file)
+    except BadFile as error:
+        raise ModelUnavailable(f'model "{name}": {file} {error}') from None
+    except OSError as error:
+        raise ModelUnavailable(f'model "{name}": {file} cannot be read: {error.strerror or error}') from None
 
 
 FRESH_S = 1.0
@@ -100,26 +170,83 @@ class Catalog:
         return sorted(self._entries())
 
     def get(self, name: str) -> Model | None:
-        """The model of that name, as it was within the last second, or None."""
+        """The model of that name, as it was within the last second, or None.
+
+        Raises ModelUnavailable for a checkpoint that is none, or that lacks a folder of its family.
+        """
         now = self._clock()
         read_at, model = self._known.get(name, (float("-inf"), None))
         if model is not None and now - read_at < FRESH_S:
             return model
         self._known.clear()
-        entry = self._entries().get(name)
-        if entry is None:
+        entries = self._entries()
+        if name not in entries:
             return None
-        model = Model(name, entry.path, entry)
+        model = self._model(name, entries)
         self._known[name] = (now, model)
         return model
 
-    def _entries(self) -> dict[str, ModelEntry]:
-        entries = {"seedling": ModelEntry(path=BUNDLED)}
+    def _model(self, name: str, entries: dict[str, tuple[Source, ModelEntry]]) -> Model:
+        source, entry = entries[name]
+        if entry.hub is not None:
+            return Model(name, self.models.hub_folder(entry.hub), entry, "hub")
+        if entry.path.suffix == ".safetensors" or entry.path.is_file():
+            return Model(name, self._base(name, entry, entries), entry, source, entry.path)
+        return Model(name, entry.path, entry, source)
+
+    def _base(self, name: str, entry: ModelEntry, entries: dict[str, tuple[Source, ModelEntry]]) -> Path:
+        """The folder that a checkpoint's configuration and tokenizer are taken from."""
+        if entry.path.suffix != ".safetensors":
+            raise ModelUnavailable(
+                f'model "{name}": {entry.path} is no safetensors file; a pickle (.ckpt, .pt, .bin) can run any code '
+                "when it is read: get the model as safetensors or convert it"
+            )
+        header = header_of(name, entry.path)
+        family = family_of(header)
+        if family is None:
+            raise ModelUnavailable(f'model "{name}": {entry.path} is {what_else(header)}')
+        if entry.base is not None:
+            base = self._named_base(name, entry.base, entries)
+            if base.family != family:
+                raise ModelUnavailable(
+                    f'model "{name}": {entry.path} is of the family {family}, but its base {base.folder} is of '
+                    f"{base.family}; set base to a folder of {family}"
+                )
+            return base.folder
+        for other in sorted(entries):
+            base_source, base_entry = entries[other]
+            if base_entry.hub is None and base_entry.path.is_dir():
+                with contextlib.suppress(ModelUnavailable):
+                    base = Model(other, base_entry.path, base_entry, base_source)
+                    if base.family == family and base.folder != BUNDLED:
+                        return base.folder
+        raise ModelUnavailable(
+            f'model "{name}": a checkpoint alone has neither configuration nor tokenizer: set base = "…" in '
+            f"[models.{name}] to a diffusers folder of the family {family} (its weights are not needed), or put one "
+            "into models_dir"
+        )
+
+    def _named_base(self, name: str, base: str, entries: dict[str, tuple[Source, ModelEntry]]) -> Model:
+        if "/" in base:
+            return Model(name, Path(base), ModelEntry(path=Path(base)))
+        if base not in entries:
+            raise ModelUnavailable(
+                f'model "{name}": its base "{base}" is no model here; there are: {", ".join(sorted(entries))}'
+            )
+        source, entry = entries[base]
+        if entry.hub is not None:
+            return Model(base, self.models.hub_folder(entry.hub), entry, "hub")
+        return Model(base, entry.path, entry, source)
+
+    def _entries(self) -> dict[str, tuple[Source, ModelEntry]]:
+        entries: dict[str, tuple[Source, ModelEntry]] = {"seedling": ("bundled", ModelEntry(path=BUNDLED))}
         folder = self.models.models_dir
         if folder is not None:
             # An unmounted or unreadable folder has no models: that they are missing is said when one is asked for.
             with contextlib.suppress(OSError):
-                for child in folder.iterdir():
-                    if (child / "model_index.json").is_file():
-                        entries[child.name] = ModelEntry(path=child)
-        return entries | self.models.named
+                for child in sorted(folder.iterdir()):
+                    if child.suffix == ".safetensors" and child.is_file():
+                        entries[child.stem] = ("models_dir", ModelEntry(path=child))
+                    elif (child / "model_index.json").is_file():
+                        entries[child.name] = ("models_dir", ModelEntry(path=child))
+        return entries | {name: ("config", entry) for name, entry in self.models.named.items()}

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
-from darkroom.job import parse, resolve
+from darkroom.job import resolve
 from darkroom.spool import Spool, holder, read
 
 DEVICE_TIMEOUT_S = 120.0
@@ -30,12 +31,10 @@ class Finding:
 
 def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
     """What is wrong with a job file, a line each; empty if it can be run here."""
-    limit = config.limits.max_job_bytes
+    spool = Spool(config.folders, config.limits)
+    most_bytes = spool.most_bytes(path.name)
     try:
-        data = read(str(path), limit)
-        if data is None:
-            return [f"the file is larger than {limit:,} bytes ([limits] max_job_bytes)"]
-        resolve(parse(data), config, catalog, "checked")
+        resolve(dropped.read(path.name, read(str(path), most_bytes), most_bytes), config, catalog, "checked")
     except DarkroomError as error:
         return [str(fault) for fault in error.errors] or [error.message]
     except OSError as error:
@@ -72,22 +71,23 @@ def _folders(config: Config) -> Iterator[Finding]:
 
 def _models(config: Config) -> Iterator[Finding]:
     catalog = Catalog(config.models)
-    if catalog.get(catalog.default) is None:
+    if catalog.default not in catalog.names():
         message = (
             f'[models] default is "{catalog.default}", which is not there; there are: {", ".join(catalog.names())}'
         )
         yield Finding("model", False, message)
     for name in catalog.names():
-        model = catalog.get(name)
-        if model is None:
-            continue
         try:
+            model = catalog.get(name)
+            if model is None:
+                continue
             size = model.defaults.width
+            family = model.family if model.fetched else "to be fetched from the hub"
         except ModelUnavailable as error:
             yield Finding("model", False, error.message)
             continue
         default = ", the default" if name == catalog.default else ""
-        yield Finding("model", True, f"{name}{default}: {model.folder}, native size {size}")
+        yield Finding("model", True, f"{name}{default}: {model.place}, {family}, native size {size}")
 
 
 def _device(config: Config) -> Finding:

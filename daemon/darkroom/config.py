@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from darkroom.errors import ConfigError
 
 ENV_PREFIX = "DARKROOM_"
+HUB = "hub:"
+"""How a model's path begins that is an id on the hub, ``hub:owner/name``, and no path at all."""
 ENV_CONFIG = "DARKROOM_CONFIG"
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -60,12 +62,31 @@ class ModelDefaults(_Section):
     sampler: str | None = None
     schedule: str | None = None
     negative_prompt: str | None = None
+    clip_skip: int | None = Field(None, ge=1, le=12)
+
+
+def _path(path: Path) -> Path:
+    text = str(path)
+    if text.startswith(HUB) and not re.fullmatch(r"hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", text):
+        raise ValueError("an id on the hub is written hub:owner/name, or hub:owner/name@revision")
+    return path
 
 
 class ModelEntry(ModelDefaults):
-    """``[models.NAME]``: where a model is, and its defaults."""
+    """``[models.NAME]``: where a model is, what belongs to it, and its defaults."""
 
-    path: Path
+    path: Annotated[Path, AfterValidator(_path)]
+    """A diffusers folder, a checkpoint ``*.safetensors``, or ``hub:owner/name``."""
+    base: str | None = None
+    """For a checkpoint: a folder of the same family, by its model's name or, with a slash in it, by its path."""
+    vae: Path | None = None
+    """Another VAE than the model's own: a diffusers folder of one, or a ``*.safetensors`` file."""
+
+    @property
+    def hub(self) -> str | None:
+        """``owner/name`` or ``owner/name@revision``, where the model comes from the hub."""
+        text = str(self.path)
+        return text.removeprefix(HUB) if text.startswith(HUB) else None
 
 
 class Models(_Section):
@@ -73,8 +94,14 @@ class Models(_Section):
 
     default: str = "seedling"
     models_dir: Path | None = None
-    cached: int = Field(1, ge=1, le=64)
+    hub_dir: Path | None = None
+    allow_download: bool = False
+    keep_bytes: int | None = Field(None, ge=0)
     named: dict[str, ModelEntry] = Field(default_factory=dict)
+
+    def hub_folder(self, hub: str) -> Path:
+        """Where ``darkroom pull`` puts a model from the hub."""
+        return (self.hub_dir or user_cache() / "hub") / hub.replace("/", "--")
 
     @model_validator(mode="before")
     @classmethod
@@ -103,6 +130,8 @@ class EngineSettings(_Section):
     on_oom: OnOom = "degrade"
     stall_s: float = Field(600, gt=0)
     stop_s: float = Field(5, gt=0, le=600)
+    idle_unload_s: float = Field(600, ge=0)
+    recycle_after_jobs: int = Field(1000, ge=0)
     cache_dir: Path | None = None
 
 
@@ -115,6 +144,7 @@ class Limits(_Section):
     max_count: int = Field(1000, ge=1, le=1000)
     max_steps: int = Field(150, ge=1, le=150)
     max_job_bytes: int = Field(1 << 20, ge=64, le=1 << 30)
+    max_picture_bytes: int = Field(64 << 20, ge=64, le=1 << 30)
     min_free_bytes: int = Field(256 << 20, ge=0)
 
 
@@ -172,6 +202,12 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment outranks the file, whose content is what ``Config`` is called with."""
         return env_settings, init_settings
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made or fetched again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "darkroom"
 
 
 def load(file: Path | None = None, *, root: Path | None = None) -> Config:
@@ -283,8 +319,10 @@ def _absolute(config: Config, base: Path) -> Config:
     def fixed(section: BaseModel) -> BaseModel:
         update: dict[str, Any] = {}
         for key, value in section:
-            if isinstance(value, Path):
+            if isinstance(value, Path) and not str(value).startswith(HUB):
                 update[key] = base / value.expanduser()
+            elif key == "base" and isinstance(value, str) and "/" in value:
+                update[key] = str(base / Path(value).expanduser())
             elif isinstance(value, BaseModel):
                 update[key] = fixed(value)
             elif isinstance(value, dict):

@@ -16,6 +16,7 @@
     ├── MachineError           the machine is at fault: the job is tried again or put back
     │   ├── EngineDied         engine-died         the engine's process ended by itself
     │   ├── EngineStalled      engine-stalled      no step within the limit: it was killed
+    │   ├── DeviceGone                             the GPU is gone or has failed: pause, go on later
     │   └── StorageTrouble                         disk full, read-only, I/O error: pause, go on later
     └── Stopped                asked to stop at the next step; nobody's fault, never shown
 
@@ -145,6 +146,12 @@ class EngineStalled(MachineError):
     """The engine made no step within ``engine.stall_s`` and was killed."""
 
     reason: ClassVar[Literal["engine-stalled"]] = "engine-stalled"
+
+
+class DeviceGone(MachineError):
+    """The GPU is not there any more, or fails: the job is put back, and nothing is claimed until it works again."""
+
+    reason: ClassVar[str] = "device-gone"
 
 
 class StorageTrouble(MachineError):

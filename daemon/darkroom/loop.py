@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.errors import Stopped, StorageTrouble
+from darkroom.errors import DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor
 from darkroom.health import Health
 from darkroom.health import State as HealthState
@@ -22,8 +22,8 @@ from darkroom.work import Viewer, Work
 
 T = TypeVar("T")
 
-TROUBLE = (StorageTrouble, OSError)
-"""Whatever the disk refuses is the machine's fault, never the job's."""
+TROUBLE = (StorageTrouble, DeviceGone, OSError)
+"""Whatever the disk refuses, or the GPU, is the machine's fault, never the job's."""
 
 REFUSE_BUDGET_S = 0.02
 """How long one tick may look at new files."""
@@ -77,6 +77,7 @@ class Loop:
         self._claimed: deque[Ticket] = deque()
         self._recovered = False
         self._trouble: str | None = None
+        self._device_gone = False
         self._retry_at = 0.0
         self._pause_s = 0.0
 
@@ -181,7 +182,7 @@ class Loop:
 
     def _claim_next(self) -> Ticket | None:
         if self.spool.paused():
-            self._turn("paused", "a file named PAUSE lies in the spool; remove it to go on")
+            self._turn("paused", self.spool.why_paused())
             return None
         if self.guard.trouble is not None:
             self._turn("paused", self.guard.trouble)
@@ -224,6 +225,7 @@ class Loop:
         self._turn("working")
         try:
             self.work.do(ticket)
+            self._end_of_trouble(device=True)
         except TROUBLE as trouble:
             if ticket.folder.exists():
                 self._pause(trouble)
@@ -263,17 +265,19 @@ class Loop:
                 return False
         return self.intake.idle and not self._claimed
 
-    # Trouble with the disk
+    # Trouble with the machine
 
     def _in_trouble(self) -> bool:
         return self._trouble is not None and self.clock() < self._retry_at
 
-    def _pause(self, trouble: StorageTrouble | OSError) -> None:
+    def _pause(self, trouble: StorageTrouble | DeviceGone | OSError) -> None:
         """Wait longer each time. What was claimed, and what was about to be, is found again on the disk: the truth."""
         why = str(trouble)
+        device = isinstance(trouble, DeviceGone)
         if self._trouble != why:
-            self.logger.error("spool.trouble", why=why)
+            self.logger.error("device.gone" if device else "spool.trouble", why=why)
         self._trouble = why
+        self._device_gone = self._device_gone or device
         self._pause_s = min(2 * self._pause_s or self.first_pause_s, LONGEST_PAUSE_S)
         self._retry_at = self.clock() + self._pause_s
         self._claimed.clear()
@@ -281,11 +285,14 @@ class Loop:
         self.intake.hint()
         self._turn("paused", why)
 
-    def _end_of_trouble(self) -> None:
-        if self._trouble is not None:
-            self.logger.info("spool.trouble_over", was=self._trouble)
-            self._trouble = None
-            self._pause_s = 0.0
+    def _end_of_trouble(self, *, device: bool = False) -> None:
+        """Something went well: that it was a job on the device is the only proof that the device is back."""
+        if self._trouble is None or (self._device_gone and not device):
+            return
+        self.logger.info("device.back" if self._device_gone else "spool.trouble_over", was=self._trouble)
+        self._trouble = None
+        self._device_gone = False
+        self._pause_s = 0.0
 
     def _insist(self, operation: Callable[[], T]) -> T:
         """Do it, and after trouble with the disk again, until it is done. Raises Stopped."""

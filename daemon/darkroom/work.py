@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
     DarkroomError,
+    DeviceGone,
     EngineDied,
     EngineStalled,
-    FieldError,
     InvalidRequest,
     JobError,
     RenderFailed,
@@ -27,7 +28,7 @@ from darkroom.errors import (
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
 from darkroom.health import Health
-from darkroom.job import Job, parse, resolve
+from darkroom.job import Job, Request, resolve
 from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket, Verdict
 
@@ -77,13 +78,13 @@ class Work:
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
-    parsed: tuple[bytes | None, Any] = (None, None)
-    """What was parsed last: a file that is judged when its turn comes is claimed next."""
+    known: tuple[str, bytes | None, Request] | None = None
+    """What was read last: a file that is judged when its turn comes is claimed next."""
 
-    def judge(self, data: bytes | None) -> None:
-        """Whether these bytes can be a job here; None is a file over the limit. Raises InvalidRequest."""
+    def judge(self, name: str, data: bytes | None) -> None:
+        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest."""
         try:
-            resolve(self._parse(data), self.config, self.catalog, "judged")
+            resolve(self._read(name, data), self.config, self.catalog, "judged")
         except InvalidRequest:
             raise
         except JobError:
@@ -123,14 +124,10 @@ class Work:
             error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)
 
-    def _parse(self, data: bytes | None) -> Any:
-        if data is None:
-            limit = self.config.limits.max_job_bytes
-            fault = FieldError(f"the file is larger than {limit:,} bytes", hint="see [limits] max_job_bytes")
-            raise InvalidRequest(f"This is too large for a job: {fault}.", errors=(fault,))
-        if data != self.parsed[0]:
-            self.parsed = (data, parse(data))
-        return self.parsed[1]
+    def _read(self, name: str, data: bytes | None) -> Request:
+        if self.known is None or self.known[:2] != (name, data):
+            self.known = (name, data, dropped.read(name, data, self.spool.most_bytes(name)))
+        return self.known[2]
 
     def _record(self, ticket: Ticket) -> Record:
         """What is known of a job so far, from its folder."""
@@ -151,7 +148,7 @@ class Work:
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
         ticket = record.ticket
-        job = resolve(self._parse(record.request), self.config, self.catalog, ticket.id)
+        job = resolve(self._read(ticket.origin.dropped, record.request), self.config, self.catalog, ticket.id)
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
         self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
@@ -165,7 +162,7 @@ class Work:
             _write_log(ticket)
             try:
                 self._run(record)
-            except Stopped:
+            except (Stopped, DeviceGone):
                 ticket.forget_attempt(number)
                 raise
             except (EngineDied, EngineStalled) as error:

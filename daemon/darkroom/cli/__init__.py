@@ -76,7 +76,10 @@ def run(
 
 @app.command()
 def submit(
-    jobs: Annotated[list[str], typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, or job files (*.json).")],
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, job files (*.json), or pictures to make again."),
+    ],
     config: ConfigOption = None,
     root: RootOption = None,
     set_: Annotated[
@@ -89,7 +92,8 @@ def submit(
 
     [dim]darkroom submit "a red circle on a blue background"
     darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
-    darkroom submit tonight/*.json[/dim]
+    darkroom submit tonight/*.json
+    darkroom submit cat-1.png --set seed=8       the recipe inside, with another seed[/dim]
     """
     from darkroom.cli.submit import submit_jobs
 
@@ -109,6 +113,68 @@ def status(config: ConfigOption = None, root: RootOption = None, json: JsonOptio
 
 
 @app.command()
+def pause(
+    why: Annotated[str, typer.Argument(help="What `darkroom status` is to say.")] = "",
+    config: ConfigOption = None,
+    root: RootOption = None,
+) -> None:
+    """Begin no more jobs; the one that runs is finished.
+
+    [dim]darkroom pause
+    darkroom pause "the card is needed until six"[/dim]
+    """
+    from darkroom.cli.control import pause as pause_spool
+
+    pause_spool(config, root, why)
+
+
+@app.command()
+def resume(config: ConfigOption = None, root: RootOption = None) -> None:
+    """Go on after a pause.
+
+    [dim]darkroom resume[/dim]
+    """
+    from darkroom.cli.control import resume as resume_spool
+
+    resume_spool(config, root)
+
+
+@app.command()
+def cancel(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="As `darkroom status` shows them, or ids.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take jobs out of the inbox, and stop those that run at their next step; 1 if there is no such job.
+
+    [dim]darkroom cancel cat
+    darkroom cancel team/cat cat.json[/dim]
+    """
+    from darkroom.cli.control import cancel as cancel_jobs
+
+    raise typer.Exit(cancel_jobs(names, config, root, as_json=json))
+
+
+@app.command()
+def retry(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Folders in failed/.")] = None,
+    every: Annotated[bool, typer.Option("--all", "-a", help="All that failed.")] = False,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put failed jobs into the inbox again; of one that was done in part, only the pictures that are missing.
+
+    [dim]darkroom retry cat
+    darkroom retry --all[/dim]
+    """
+    from darkroom.cli.control import retry as retry_jobs
+
+    raise typer.Exit(retry_jobs(names or [], config, root, every=every, as_json=json))
+
+
+@app.command()
 def check(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE…]", help="Job files.")] = None,
     config: ConfigOption = None,
@@ -125,6 +191,45 @@ def check(
     raise typer.Exit(
         check_files(files, config, root, as_json=json) if files else check_machine(config, root, as_json=json)
     )
+
+
+@app.command()
+def recipe(picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, JPEG or WebP.")]) -> None:
+    """Print the job inside a picture, ready to be dropped: darkroom's own, or A1111's.
+
+    [dim]darkroom recipe done/cat/cat-1.png
+    darkroom recipe from-a1111.jpg > inbox/again.json[/dim]
+    """
+    from darkroom.cli.recipe import print_recipe
+
+    print_recipe(picture)
+
+
+@app.command()
+def models(config: ConfigOption = None, root: RootOption = None, json: JsonOption = False) -> None:
+    """List the models that jobs may name: family, size, where they come from; what is wrong with the others.
+
+    [dim]darkroom models
+    darkroom models --json[/dim]
+    """
+    from darkroom.cli.models import list_models
+
+    raise typer.Exit(list_models(config, root, as_json=json))
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in [models.NAME] of the config.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+) -> None:
+    """Fetch a model from the hub, so that no job has to: one whose path in the config is hub:owner/name.
+
+    [dim]darkroom pull sdxl[/dim]
+    """
+    from darkroom.cli.pull import pull as pull_model
+
+    pull_model(name, config, root)
 
 
 def main() -> None:

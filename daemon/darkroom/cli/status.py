@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import Any
 from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
-from darkroom.spool import PAUSE, Spool, holder, is_held
+from darkroom.spool import Spool, holder, is_held
 
 
 def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
@@ -35,7 +36,7 @@ def gather(spool: Spool) -> dict[str, Any]:
         "root": str(spool.root),
         "running": running,
         "holder": holder(spool.working) if running else None,
-        "paused": (spool.root / PAUSE).exists(),
+        "paused": spool.paused(),
         "daemon": asdict(health) if health is not None else None,
         "waiting": spool.waiting(),
         "working": _working(spool.working),
@@ -66,10 +67,10 @@ def _working(working: Path) -> list[dict[str, Any]]:
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         job: dict[str, Any] = {"id": folder.name}
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            job["fallbacks"] = json.loads((folder / "job.json").read_bytes())["fallbacks"]
+        with contextlib.suppress(OSError, ValueError):
             job |= json.loads((folder / "progress.json").read_bytes())
-        except (OSError, ValueError):
-            pass
         jobs.append(job)
     return jobs
 
@@ -87,12 +88,14 @@ def _show(status: dict[str, Any]) -> None:
     if status["running"] and daemon and daemon["why"]:
         table.add_row("", escape(daemon["why"]))
     elif status["paused"]:
-        table.add_row("", "a file named PAUSE lies in the spool")
+        table.add_row("", "paused: `darkroom resume` goes on")
     table.add_row("spool", escape(status["root"]))
     table.add_row("waiting", str(status["waiting"]))
     for job in status["working"]:
         progress = f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"
         table.add_row("working", f"{escape(job.get('name', job['id']))}  {progress}" if "step" in job else job["id"])
+        for fallback in job.get("fallbacks", []):
+            table.add_row("", f"[yellow]↓[/yellow] {escape(fallback['rung'])}: {escape(fallback['because'])}")
     table.add_row("done", str(status["done"]))
     table.add_row("failed", f"[red]{status['failed']}[/red]" if status["failed"] else "0")
     table.add_row("free space", f"{status['free_bytes'] / 2**30:.1f} GiB")

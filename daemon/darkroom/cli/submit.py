@@ -17,14 +17,13 @@ from darkroom.config import Config, load
 from darkroom.errors import InvalidRequest, JobError, StorageTrouble, UsageError
 from darkroom.health import read as read_health
 from darkroom.job import parse, resolve
-from darkroom.spool import Disk, Spool, is_held, is_plain, new_id, published_name, slug
+from darkroom.spool import Disk, Spool, is_held, is_job, is_picture, is_plain, new_id, published_name, slug
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 POLL_S = 0.1
 LOST_S = 3.0
-REQUEST = "request.json"
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
 """What file systems answer that have no hard links, such as shares of other systems."""
 
@@ -77,15 +76,17 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, bytes]:
-    """A job's name and content, from a file or from a prompt."""
+    """A job's name and content, from a file, from a picture's recipe, or from a prompt."""
     path = Path(job)
-    if job.lower().endswith(".json"):
+    if is_job(job):
         try:
             data = path.read_bytes()
         except OSError as error:
             raise UsageError(
-                f"{job}: {error.strerror}; a prompt does not end in .json, so this was taken for a file"
+                f"{job}: {error.strerror}; a prompt does not end in {path.suffix}, so this was taken for a file"
             ) from None
+        if is_picture(job):
+            data = _json(_recipe_of(job, data))
         if fields:
             try:
                 value = strict_json.parse(strict_json.decode(data)).value
@@ -93,10 +94,23 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
                 raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
             if not isinstance(value, dict):
                 raise UsageError(f"{job}: a job is a JSON object")
-            data = json.dumps({**value, **fields}, ensure_ascii=False, indent=2).encode() + b"\n"
+            data = _json({**value, **fields})
         return name or path.stem, data
-    data = json.dumps({"prompt": job, **fields}, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
+    data = _json({"prompt": job, **fields})
     return name or slug(job)[:40].strip("-._") or "job", data
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _recipe_of(picture: str, data: bytes) -> dict[str, Any]:
+    from darkroom.output import job_in
+
+    try:
+        return job_in(data)
+    except InvalidRequest as error:
+        raise UsageError(f"{picture}: {error.message}") from None
 
 
 def _validate(label: str, data: bytes, config: Config) -> None:
@@ -116,21 +130,22 @@ def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
     try:
         disk.write(hidden, data)
         inode = hidden.stat().st_ino
-        path = _reveal(disk, hidden, name)
+        path = reveal(disk, hidden, spool.inbox / name, ".json")
+        disk.unlink(hidden)
         disk.sync_folder(spool.inbox)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
     return _Dropped(published_name(path.name), path, inode)
 
 
-def _reveal(disk: Disk, hidden: Path, name: str) -> Path:
-    """Give the file its name, or the first free ``name-2``, ``name-3``, …"""
+def reveal(disk: Disk, source: Path, stem: Path, kind: str) -> Path:
+    """Show a file under the name ``stem`` and ``kind``, or the first free ``stem-2``, ``stem-3``, …; returns which."""
     number = 1
     while True:
-        path = hidden.with_name(f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        path = stem.with_name(f"{stem.name}{kind}" if number == 1 else f"{stem.name}-{number}{kind}")
         number += 1
         try:
-            disk.link(hidden, path)
+            disk.link(source, path)
         except FileExistsError:
             continue
         except OSError as error:
@@ -138,9 +153,7 @@ def _reveal(disk: Disk, hidden: Path, name: str) -> Path:
                 raise
             if path.exists():
                 continue
-            disk.rename(hidden, path)
-            return path
-        disk.unlink(hidden)
+            disk.rename(source, path)
         return path
 
 
@@ -190,13 +203,13 @@ def _find(job: _Dropped, spool: Spool) -> Any:
         job.lost_at = time.monotonic() + LOST_S
         return "inbox"
     for folder in _folders(spool.working):
-        if _inode(folder / REQUEST) == job.inode:
+        if _inode(folder / "request.json") == job.inode:
             job.lost_at = time.monotonic() + LOST_S
             return "working", folder
     for base in (spool.done, spool.failed):
         for folder in _folders(base):
             same_name = folder.name == job.name or folder.name.startswith(f"{job.name}~")
-            if same_name and _inode(folder / REQUEST) == job.inode:
+            if same_name and _inode(folder / "request.json") == job.inode:
                 return "verdict", folder
     return None
 

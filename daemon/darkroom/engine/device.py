@@ -15,15 +15,16 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from darkroom.config import Config, EngineSettings
-from darkroom.errors import ConfigError
+from darkroom.engine import cache, host
+from darkroom.errors import ConfigError, DeviceGone, EngineDied, MachineError, first_line
 
 CLEARLY_FASTER = 1.4
 """How many times faster bfloat16 must be on this CPU to be preferred to float32.
@@ -68,15 +69,7 @@ def choose_dtype(settings: EngineSettings, device: torch.device, workload: Workl
         return chosen
     if device.type != "cpu":
         return torch.float16
-    return _remembered_choice(cache_dir(settings) / _MEMORY_FILE, workload)
-
-
-def cache_dir(settings: EngineSettings) -> Path:
-    """Where small facts about this machine are kept: ``[engine] cache_dir``, else the user's cache."""
-    if settings.cache_dir is not None:
-        return settings.cache_dir
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "darkroom"
+    return _remembered_choice(cache.cache_dir(settings) / _MEMORY_FILE, workload)
 
 
 def _remembered_choice(file: Path, workload: Workload) -> torch.dtype:
@@ -85,11 +78,11 @@ def _remembered_choice(file: Path, workload: Workload) -> torch.dtype:
     A choice that cannot be written down is not made: without a cache it is float32, always.
     """
     key = _machine_key(workload)
-    choices = _read(file)
+    choices = cache.read(file)
     chosen = choices.get(key)
     if chosen not in ("float32", "bfloat16"):
         chosen = "bfloat16" if bfloat16_gain(workload) >= CLEARLY_FASTER else "float32"
-        if not _write(file, choices | {key: chosen}):
+        if not cache.write(file, choices | {key: chosen}):
             chosen = "float32"
     return torch.bfloat16 if chosen == "bfloat16" else torch.float32
 
@@ -97,27 +90,6 @@ def _remembered_choice(file: Path, workload: Workload) -> torch.dtype:
 def _machine_key(workload: Workload) -> str:
     facts = (cpu_name(), torch.get_num_threads(), torch.__version__, workload.channels, workload.side)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def _read(file: Path) -> dict[str, str]:
-    """Lost, unreadable and damaged all mean that nothing is known."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(file: Path, content: dict[str, str]) -> bool:
-    """Whole or not at all. Returns whether it is there."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as temporary:
-            json.dump(content, temporary)
-        Path(temporary.name).replace(file)
-    except OSError:
-        return False
-    return True
 
 
 def bfloat16_gain(workload: Workload) -> float:
@@ -181,13 +153,46 @@ def memory_bytes(device: torch.device) -> int | None:
     return None
 
 
+def memory_free(device: torch.device) -> int | None:
+    """Bytes that could still be allocated, as far as that is known: others may take them first.
+
+    On a GPU what this process holds back for later counts as free, and a limit set to it counts as the end.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        idle = torch.cuda.memory_reserved(device) - allocated
+        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch before 2.8 does not tell it
+        share = 1.0 if fraction is None else fraction(device)
+        return max(0, min(free + idle, int(total * share) - allocated))
+    return host.free_bytes() if device.type == "cpu" else None
+
+
 def memory_used(device: torch.device) -> int | None:
     """Bytes in use now, by tensors on a GPU or by this process on a CPU; None where it is not known."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else host.used_bytes()
+
+
+def driver(device: torch.device) -> str:
+    """What runs the device besides torch: what was learnt holds until it changes."""
+    if device.type != "cuda":
+        return platform.release()
+    for file in ("/sys/module/nvidia/version", "/proc/driver/nvidia/version"):
+        with contextlib.suppress(OSError):
+            return " ".join(Path(file).read_text(encoding="utf-8").split())
+    return str(torch.version.cuda or torch.version.hip)
+
+
+def slices_attention(device: torch.device) -> bool:
+    """Whether attention takes a kernel that holds all scores in memory, so that one head at a time would save some.
+
+    torch has memory-efficient kernels for CUDA and for the CPU, unless they were switched off; MPS has none.
+    """
+    switches: Any = torch.backends.cuda
+    flash = switches.flash_sdp_enabled()  # the CPU's kernel obeys the same switch
     if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return None
+        return not (flash or switches.mem_efficient_sdp_enabled())
+    return device.type != "cpu" or not flash
 
 
 _OUT_OF_MEMORY = (
@@ -196,17 +201,61 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "not enough memory",
     "bad_alloc",
-    "alloc_failed",  # cuDNN, cuBLAS and their kin
+    "alloc_failed",  # cuBLAS and its kin
+    "allocation_failed",  # cuDNN 9
+    "cublas_status_not_initialized when calling `cublascreate",  # its workspace does not fit
+    "unable to find a valid cudnn algorithm",  # none whose workspace fits
+    "unable to find an engine to execute this computation",  # the same, from its newer half
     "could not create a memory",  # oneDNN
     "could not create a primitive",
+    "can't start new thread",  # its stack does not fit
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch, its libraries or Python say that there is no memory left."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    """Whether this is how torch, its libraries or Python say that there is no memory left, or comes of it."""
+    seen: BaseException | None = error
+    while seen is not None:  # diffusers says that a file cannot be read where it cannot be mapped into memory
+        if isinstance(seen, MemoryError | torch.OutOfMemoryError):
+            return True
+        speaks = isinstance(seen, RuntimeError | OSError) or type(seen).__name__ == "SafetensorError"
+        if speaks and any(words in str(seen).lower() for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+_GONE = (
+    "no cuda-capable device",
+    "no cuda gpus are available",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "device not ready",
+    "driver shutting down",
+    "ecc error",
+    "fallen off the bus",
+    "gpu is lost",
+    "hardware stack error",
+    "initialization error",
+    "unspecified launch failure",
+    "unknown error",
+)
+"""How CUDA says that the card, not the work, is at fault; see cudaError_t in CUDA's runtime documentation."""
+
+
+def device_failure(error: BaseException) -> MachineError | None:
+    """What an error of the GPU means: DeviceGone, or EngineDied where only this process can use it no more.
+
+    After any error of CUDA's but a want of memory, the process can do nothing more with the card. None for others.
+    """
+    message = str(error).lower()
+    of_cuda = isinstance(error, getattr(torch, "AcceleratorError", ())) or (
+        isinstance(error, RuntimeError) and message.startswith(("cuda error", "cuda driver error", "hip error"))
+    )
+    if is_out_of_memory(error) or not (of_cuda or "no cuda gpus are available" in message):
+        return None
+    if any(words in message for words in _GONE):
+        return DeviceGone(f"The GPU is gone, or fails: {first_line(error)}")
+    return EngineDied(f"The engine can use its GPU no more: {first_line(error)}")
 
 
 def free_memory(device: torch.device) -> None:
@@ -216,6 +265,7 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    host.give_back()
 
 
 def versions() -> dict[str, str]:

@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from darkroom.engine.memory import Vae
-from darkroom.engine.models import Pipeline
+from darkroom.engine.memory import TILE, Vae
+from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning
 from darkroom.engine.samplers import advance
 from darkroom.errors import RenderFailed
 from darkroom.job import Job
 
-_TILE = 64
-"""Side of the VAE's tiles in latents: 512 pixels."""
-
 
 def is_guided(pipeline: Pipeline, job: Job) -> bool:
     """Whether there is classifier-free guidance: not at a scale of 1 or less, nor for UNets that were distilled."""
-    return job.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+    return job.guidance_scale > 1 and pipeline.unet_config.get("time_cond_proj_dim") is None
 
 
 def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> torch.Tensor:
@@ -32,7 +29,7 @@ def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> to
 
     Made on the CPU, so that it does not depend on the GPU's make.
     """
-    channels, reduction = pipeline.unet.config.in_channels, pipeline.reduction
+    channels, reduction = pipeline.unet_config.get("in_channels", 4), pipeline.reduction
     shape = (1, channels, job.height // reduction, job.width // reduction)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(pipeline.device)
 
@@ -111,7 +108,7 @@ def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae) -> torch.Tensor:
 def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
     """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
     vae = pipeline.vae
-    tile = min(_TILE, max(8, max(latents.shape[-2:]) // 2))
+    tile = min(TILE, max(8, max(latents.shape[-2:]) // 2))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
     if vae.dtype != dtype:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from darkroom.engine.models import Pipeline
+from darkroom.engine.pipeline import Pipeline
 from darkroom.errors import RenderFailed
 from darkroom.events import Warned
 from darkroom.job import Job

@@ -10,18 +10,24 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from darkroom.config import Config
 from darkroom.engine import device as devices
+from darkroom.engine import host
+from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import Denoiser, decode, is_guided, noise, step
-from darkroom.engine.memory import MemoryPlan, Phase, step_down
-from darkroom.engine.models import Models, Pipeline
+from darkroom.engine.fetching import Fetching
+from darkroom.engine.fitting import Fitting
+from darkroom.engine.learned import Learned
+from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung
+from darkroom.engine.models import Models
+from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning, encode
 from darkroom.engine.samplers import make_scheduler, step_arguments
-from darkroom.errors import DarkroomError, OutOfMemory, RenderFailed, Stopped, first_line
+from darkroom.engine.underway import Death, UnderWay
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
 from darkroom.job import Job
 
@@ -35,8 +41,17 @@ class Engine:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
         self._max_batch = config.engine.max_batch
-        self._device = devices.choose_device(config.engine)
+        try:
+            self._device = devices.choose_device(config.engine)
+        except ConfigError as missing:
+            raise DeviceGone(missing.message) from None
         self._models = Models(config, self._device)
+        self._fetching = Fetching(config.models)
+        folder = cache_dir(config.engine)
+        self._learned = Learned(folder)
+        self._under_way = UnderWay(folder)
+        self._bound = host.Bound()
+        self._saving = False
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -44,33 +59,83 @@ class Engine:
         Raises Stopped at the next step after ``stopping()`` is true; else ModelUnavailable, OutOfMemory, RenderFailed.
         """
         _stop_if(stopping)
-        pipeline, seconds = self._load(job.model)
-        description = devices.describe(pipeline.device, pipeline.dtype)
-        yield Loaded(job.model, seconds, description, devices.versions())
-        missing = [index for index in range(job.count) if index not in skip]
+        yield from self._fetching.fetch(self._models.find(job.model), stopping)
+        death = self._under_way.begin(job.id)
         try:
-            yield from _Rendering(pipeline, job, missing, self._max_batch, description, stopping).run()
+            if self._device.type == "cpu":
+                self._bound.draw()
+            yield from self._render(job, skip, stopping, death)
         except DarkroomError:
             raise
         except Exception as error:
+            failure = devices.device_failure(error)
+            if failure is not None:
+                raise failure from None
             raise RenderFailed(
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
+        finally:
+            self._bound.lift()
+            if self._saving:
+                self._saving = False
+                host.save_memory(False)
+            self._under_way.end()
 
     def close(self) -> None:
         """Let go of all models."""
         self._models.clear()
 
-    def _load(self, name: str) -> tuple[Pipeline, float]:
-        """Raises ModelUnavailable and OutOfMemory."""
-        try:
-            return self._models.get(name)
-        except Exception as error:
-            if not devices.is_out_of_memory(error):
-                raise
-            because, trace = first_line(error), traceback.format_exc()
-        self._models.clear()
-        raise OutOfMemory(f'The model "{name}" does not fit into memory: {because}', trace=trace)
+    def _render(self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None) -> Iterator[Event]:
+        begin = time.monotonic()
+        pipeline = self._models.get(job.model)
+        loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
+        unloaded = None if loaded_before or _died_loading(death) else self._load(pipeline)
+        seconds = 0.0 if loaded_before else time.monotonic() - begin
+        description = devices.describe(pipeline.device, pipeline.dtype)
+        yield Loaded(job.model, seconds, description, devices.versions())
+        missing = [index for index in range(job.count) if index not in skip]
+        rendering = _Rendering(
+            pipeline,
+            job,
+            missing,
+            self._max_batch,
+            description,
+            stopping,
+            learned=self._learned,
+            under_way=self._under_way,
+            bound=self._bound,
+            save_memory=lambda: self._save_memory(pipeline),
+        )
+        yield from rendering.begin(death, unloaded)
+        yield from rendering.run()
+
+    def _save_memory(self, pipeline: Pipeline) -> None:
+        """Nothing but this model, and nothing held back for later, until the job ends."""
+        self._models.keep_only(pipeline)
+        self._saving = True
+        host.save_memory(True)
+
+    def _load(self, pipeline: Pipeline) -> str | None:
+        """All parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
+        because = ""
+        for _ in ("beside other models", "alone"):
+            try:
+                pipeline.load()
+                return None
+            except Exception as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                because = first_line(error)
+            # Here the exception is gone, and so is what its traceback held.
+            self._models.keep_only(pipeline)
+            pipeline.let_go()
+            devices.free_memory(self._device)
+        return because
+
+
+def _died_loading(death: Death | None) -> bool:
+    """Then its parts are loaded one by one, each when it is needed."""
+    return death is not None and death.plan is None and death.by_kernel is not False
 
 
 class _Rendering:
@@ -84,31 +149,59 @@ class _Rendering:
         max_batch: int,
         description: str,
         stopping: Stopping,
+        *,
+        learned: Learned,
+        under_way: UnderWay,
+        bound: host.Bound,
+        save_memory: Callable[[], None],
     ) -> None:
         self.pipeline = pipeline
         self.job = job
         self.missing = missing
         self.description = description
         self.stopping = stopping
+        self.under_way = under_way
+        self.bound = bound
+        self.save_memory = save_memory
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
         self.latents: dict[int, torch.Tensor] = {}
         """Denoised but not decoded yet, by picture: (1, channels, height / 8, width / 8), float32, on the CPU."""
+        device = pipeline.device
         # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
         # one, where a picture must be the same to the bit whichever others are made with it or were made before.
-        batch = 1 if pipeline.device.type == "cpu" else min(max_batch, max(len(missing), 1))
-        self.plan = MemoryPlan(
-            batch=batch,
-            width=job.width,
-            height=job.height,
-            steps=job.num_inference_steps,
-            smallest_side=max(64, pipeline.native_side // 16 * 8),
+        batch = 1 if device.type == "cpu" else min(max_batch, max(len(missing), 1))
+        slices = devices.slices_attention(device)
+        self.fitting = Fitting(
+            full=MemoryPlan(
+                batch=batch,
+                width=job.width,
+                height=job.height,
+                steps=job.num_inference_steps,
+                smallest_side=max(64, pipeline.native_side // 16 * 8),
+            ),
+            ladder=Ladder(job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda"),
+            need=pipeline.need(guided=is_guided(pipeline, job), slices_attention=slices),
+            room=self._room,
+            learned=learned,
+            key=f"{description}; {devices.driver(device)}; {job.model} {job.width}×{job.height} ×{batch}",
         )
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How the pictures are made now."""
+        return self.fitting.plan
+
+    def begin(self, death: Death | None, unloaded: str | None) -> Iterator[Event]:
+        """Choose the first plan, and say where it is below the full one."""
+        self._check_size()
+        used = devices.memory_used(self.pipeline.device)
+        for rung, because in self.fitting.begin(death, unloaded):
+            yield self._fallen(rung, because, used)
 
     def run(self) -> Iterator[Event]:
         """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
-        self._check_size()
         while self.missing:
             failure: tuple[str, str, int | None] | None = None
             try:
@@ -121,6 +214,7 @@ class _Rendering:
             # Here, outside the except block, the exception is gone, and so are the tensors that its traceback held.
             if failure is not None:
                 yield self._step_down(*failure)
+        self.fitting.fitted()
         yield Finished(self.seconds)
 
     def _next_batch(self) -> Iterator[Event]:
@@ -133,20 +227,20 @@ class _Rendering:
 
     def _encode(self) -> Iterator[Event]:
         _stop_if(self.stopping)
-        with self._timed("encode"), self._placed(*self.pipeline.text_encoders):
+        names = self.pipeline.text_encoder_names
+        with self._timed("encode"), self._at_work("encode", *names):
             self.conditioning = encode(self.pipeline, self.job, guided=is_guided(self.pipeline, self.job))
         yield from self.conditioning.warnings
 
     def _denoise(self, batch: list[int]) -> Iterator[Event]:
         """The sampling loop. Leaves its outcome in ``self.latents``."""
-        self.phase = "denoise"
         assert self.conditioning is not None
         pipeline, job = self.pipeline, self.job
         steps = job.num_inference_steps
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, steps)
         generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
         arguments = step_arguments(scheduler, generators)
-        with self._placed(pipeline.unet):
+        with self._at_work("denoise", "unet"):
             latents = noise(pipeline, job, generators) * scheduler.init_noise_sigma
             denoiser = Denoiser(pipeline, job, self.conditioning, len(batch))
             for done, timestep in enumerate(scheduler.timesteps, 1):
@@ -155,8 +249,9 @@ class _Rendering:
                     latents = step(denoiser, scheduler, timestep, latents, arguments)
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), -(-done * steps // len(scheduler.timesteps)), steps)
-        with self._timed("denoise"):
-            latents = latents.cpu()
+            with self._timed("denoise"):
+                latents = latents.cpu()
+            del denoiser
         if not torch.isfinite(latents).all():
             raise RenderFailed(
                 f"The model's numbers ran out of range on {self.description}; "
@@ -165,12 +260,11 @@ class _Rendering:
         self.latents.update(zip(batch, latents.split(1), strict=True))
 
     def _decode(self, batch: list[int]) -> Iterator[Event]:
-        self.phase = "decode"
         together = len(batch) if self.plan.vae == "whole" else 1
         for start in range(0, len(batch), together):
             _stop_if(self.stopping)
             group = batch[start : start + together]
-            with self._timed("decode"), self._placed(self.pipeline.vae):
+            with self._timed("decode"), self._at_work("decode", "vae"):
                 images = decode(self.pipeline, torch.cat([self.latents[index] for index in group]), self.plan.vae)
             for index, pixels in zip(group, images, strict=True):
                 picture = self._picture(index, pixels)
@@ -192,25 +286,38 @@ class _Rendering:
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
         """Take the next smaller plan. Raises OutOfMemory where there is none."""
-        device = self.pipeline.device
-        devices.free_memory(device)
-        found = step_down(self.plan, on_oom=self.job.on_oom, can_offload=device.type == "cuda", phase=self.phase)
-        if found is None:
-            advice = "" if self.job.on_oom == "degrade" else '; "on_oom": "degrade" lets it be made smaller'
-            raise OutOfMemory(
-                f"Not even {self.plan} fits into the memory of {self.description}: ask for a smaller picture, or free "
-                f"memory that other programs hold{advice}. ({because})",
-                trace=trace,
+        tried = self.plan
+        rung = self.fitting.step_down(self.phase)
+        if rung is None:
+            helps = "; ".join(
+                ["ask for a smaller picture, or free memory that other programs hold", *self.fitting.remedies()]
             )
-        self.plan, rung = found
+            raise OutOfMemory(
+                f"Not even {tried} fits into the memory of {self.description}: {helps}. ({because})", trace=trace
+            )
+        return self._fallen(rung, because, used)
+
+    def _fallen(self, rung: Rung, because: str, used: int | None) -> Fallback:
+        """Make it so, and say so."""
+        pipeline, plan = self.pipeline, self.plan
+        self.save_memory()
         if rung.changes:
-            self.job = self.job.model_copy(update=rung.changes)
+            self.job = self.job.model_copy(update=dict(rung.changes))
             self.latents.clear()
-        if self.plan.weights == "offload":
-            for part in self.pipeline.parts():
-                part.to("cpu")
-            devices.free_memory(device)
-        return Fallback(rung.name, because, rung.lossless, rung.changes, used, devices.memory_used(device))
+        if plan.weights != "resident":
+            pipeline.let_go()
+        elif plan.texts == "dropped":
+            pipeline.let_go(*pipeline.text_encoder_names)
+        devices.free_memory(pipeline.device)
+        if pipeline.device.type == "cpu":
+            self.bound.draw()  # what others gave back meanwhile may be taken
+        after = devices.memory_used(pipeline.device)
+        return Fallback(rung.name, because, rung.lossless, dict(rung.changes), used, after)
+
+    def _room(self) -> int | None:
+        """Bytes that this model and this job may have together."""
+        free = devices.memory_free(self.pipeline.device)
+        return None if free is None else free + self.pipeline.size_on_device
 
     def _check_size(self) -> None:
         reduction = self.pipeline.reduction
@@ -221,17 +328,12 @@ class _Rendering:
             )
 
     @contextmanager
-    def _placed(self, *parts: Any) -> Iterator[None]:
-        """The parts on the device; away again afterwards if the plan is to offload."""
-        device = self.pipeline.device
-        try:
-            for part in parts:
-                part.to(device)
+    def _at_work(self, phase: Phase, *parts: str) -> Iterator[None]:
+        """A phase begins, and its parts are on the device; away again afterwards if the plan says so."""
+        self.phase = phase
+        self.under_way.at(self.plan, phase)
+        with self.pipeline.at_work(self.plan, *parts):
             yield
-        finally:
-            if self.plan.weights == "offload":
-                for part in parts:
-                    part.to("cpu")
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

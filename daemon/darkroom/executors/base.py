@@ -22,7 +22,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give memory back."""
+        """Give memory back. It can be used again."""
         ...
 
 

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError
-from darkroom.events import Alive, Event
+from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError, OutOfMemory
+from darkroom.events import Alive, Event, Loaded
 from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
 from darkroom.job import Job
 
@@ -26,10 +26,12 @@ ALIVE_S = 0.1
 
 _KEPT_LINES = 60
 
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "2000"}
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "2000", "MALLOC_ARENA_MAX": "1"}
 """Torch's threads spin only a moment while they wait for each other, then sleep. Left to spin long, a picture took 17
 times as long beside another program that wanted the same two cores (measured: 76 s against 4.4 s for four); never to
-spin costs half the speed on a quiet machine (5.8 s against 2.7 s for six)."""
+spin costs half the speed on a quiet machine (5.8 s against 2.7 s for six).
+
+One heap for all threads: those that load a model would each get one of their own, which is never given back."""
 
 
 class LocalExecutor:
@@ -49,10 +51,12 @@ class LocalExecutor:
         return self._child.process.pid if self._child is not None and self._child.alive() else None
 
     def start(self) -> None:
-        """Start the child if there is none, without waiting for it."""
-        if self._child is None or not self._child.alive():
-            self.close()
-            self._child = _Child(Setup(self._engine, self._config))
+        """Start the child if there is none, or if it has done its share, without waiting for it."""
+        most = self._config.engine.recycle_after_jobs
+        if self._child is not None and self._child.alive() and not 0 < most <= self._child.jobs:
+            return
+        self.close()
+        self._child = _Child(Setup(self._engine, self._config))
 
     def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
@@ -61,6 +65,7 @@ class LocalExecutor:
         assert child is not None
         over = False
         try:
+            child.jobs += 1
             child.send(Work(job, skip))
             silent_since = time.monotonic()
             while not over:
@@ -75,10 +80,16 @@ class LocalExecutor:
                 match message:
                     case Ended(error):
                         over = True
+                        if isinstance(error, OutOfMemory):
+                            self._kill()  # its memory is full of gaps and of what libraries keep; a new one has none
+                            self.start()
                         if error is not None:
                             raise error
                     case None | Ready():
                         yield Alive()
+                    case Loaded():
+                        self._insist_on(message.device)
+                        yield message
                     case _:
                         yield message
         except MachineError:
@@ -92,6 +103,14 @@ class LocalExecutor:
     def close(self) -> None:
         """End the child."""
         self._kill()
+
+    def _insist_on(self, device: str) -> None:
+        """A GPU that served is not exchanged for the CPU, a hundred times slower, when it fails."""
+        kind = device.partition(" ")[0]
+        settings = self._config.engine
+        if settings.device == "auto" and kind in ("cuda", "mps"):
+            settings = settings.model_copy(update={"device": kind})
+            self._config = self._config.model_copy(update={"engine": settings})
 
     def _interrupt(self, child: _Child) -> None:
         """Stop the job at its next step; a child that takes too long is killed."""
@@ -125,6 +144,7 @@ class _Child:
                 pass_fds=(theirs.fileno(),),
                 env=_ENVIRONMENT | os.environ,
             )
+        self.jobs = 0
         self.pipe: Connection = Connection(ours.detach())
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._reader = threading.Thread(target=self._read, name="engine-output", daemon=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import queue
@@ -44,11 +45,15 @@ class Worker:
                 case Stop():
                     self.stop.set()
 
-    def run(self, engine: Engine) -> None:
-        """One job after the other, for ever."""
+    def run(self, engine: Engine, idle_unload_s: float) -> None:
+        """One job after the other, for ever; after so many seconds without one the engine gives its memory back."""
         self.pipe.send(Ready())
         while True:
-            work = self.work.get()
+            try:
+                work = self.work.get(timeout=idle_unload_s or None)
+            except queue.Empty:
+                engine.close()
+                work = self.work.get()
             self.pipe.send(Ended(self._perform(engine, work)))
 
     def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
@@ -67,6 +72,14 @@ class Worker:
             os._exit(0)
         except Exception:
             raise RenderFailed("The engine said something unreadable", trace=traceback.format_exc()) from None
+
+
+def _refuse(pipe: Connection, error: DarkroomError) -> None:
+    """Answer the first job with what is wrong with the engine, and end."""
+    with contextlib.suppress(EOFError, OSError):
+        while not isinstance(pipe.recv(), Work):
+            continue
+        pipe.send(Ended(error))
 
 
 def _die_with_parent() -> None:
@@ -88,10 +101,15 @@ def main() -> None:
     pipe: Connection = Connection(int(sys.argv[1]))
     setup: Setup = pipe.recv()
     module, _, name = setup.engine.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)(setup.config)
+    except DarkroomError as error:
+        _refuse(pipe, error)
+        return
+    gc.freeze()  # what was imported stays: to look through it each time that memory is freed took 0.3 s
     worker = Worker(pipe)
     threading.Thread(target=worker.listen, name="listen", daemon=True).start()
-    worker.run(engine)
+    worker.run(engine, setup.config.engine.idle_unload_s)
 
 
 if __name__ == "__main__":

@@ -90,13 +90,13 @@ _Entry = tuple[tuple[bool, int, str], int, _Candidate]
 class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
-    ``judge`` raises InvalidRequest for bytes that are no job, Unfinished for those that may yet become one; None
-    stands for a file over the size limit. ``report`` is called once for each thing that is left in the inbox, with its
-    name and the reason. Only ``hint`` may be called from another thread.
+    ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
+    what is no job, Unfinished for what may yet become one. ``report`` is called once for each thing that is left in the
+    inbox, with its name and the reason. Only ``hint`` may be called from another thread.
     """
 
     spool: Spool
-    judge: Callable[[bytes | None], None]
+    judge: Callable[[str, bytes | None], None]
     report: Callable[[str, str], None]
     settle_s: float
     rescan_s: float
@@ -416,7 +416,7 @@ class Intake:
         """Read the file and judge it."""
         arrival = candidate.arrival
         try:
-            self.judge(read(arrival.path, self.spool.limits.max_job_bytes))
+            self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
         except Unfinished:
             candidate.state = _Is.UNFINISHED
             self._unfinished.append(candidate)

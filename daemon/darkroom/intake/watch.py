@@ -19,7 +19,7 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import BaseObserver, EventEmitter
 
 RETRY_S = 30.0
 
@@ -88,7 +88,11 @@ class Watch:
         """Whether the observer and each of its emitters live: the observer's own word proves nothing."""
         if self._observer is None or not self._observer.is_alive():
             return False
-        return bool(self._observer.emitters) and all(emitter.is_alive() for emitter in self._observer.emitters)
+        return bool(self.emitters()) and all(emitter.is_alive() for emitter in self.emitters())
+
+    def emitters(self) -> list[EventEmitter]:
+        """The threads that listen to the system."""
+        return [] if self._observer is None else list(self._observer.emitters)
 
     def stop(self) -> None:
         """End the observer's threads."""

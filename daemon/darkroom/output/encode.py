@@ -1,4 +1,4 @@
-"""A picture to the bytes of its file, its recipe inside, and the recipe back out.
+"""A picture to the bytes of its file, its recipe inside; ``recipes`` reads it back.
 
 Where the recipe is:
 
@@ -15,8 +15,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-from typing import Any
-from xml.etree import ElementTree
 from xml.sax import saxutils
 
 from PIL import Image
@@ -28,7 +26,7 @@ from darkroom.output.infotext import infotext
 
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _SOFTWARE = f"darkroom {__version__}"
-_XMP_NAMESPACE = "urn:darkroom:1.0/"
+XMP_NAMESPACE = "urn:darkroom:1.0/"
 _JPEG_SEGMENT = 65_533 - len("http://ns.adobe.com/xap/1.0/\0")
 
 
@@ -71,50 +69,21 @@ def read_size(data: bytes) -> tuple[int, int]:
         raise ValueError(f"not a picture, or not all of one: {error}") from None
 
 
-def recipe(data: bytes) -> dict[str, Any] | None:
-    """The job inside a picture of darkroom's; None where there is none."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return recipe_of(image)
-    except (OSError, SyntaxError):
-        return None
-
-
-def recipe_of(image: Image.Image) -> dict[str, Any] | None:
-    """The same for a picture that is open; reads no pixels."""
-    text = image.info.get("darkroom")
-    if text is None and "xmp" in image.info:
-        text = _from_xmp(image.info["xmp"])
-    if not isinstance(text, str):
-        return None
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _from_xmp(packet: bytes | str) -> str | None:
-    try:
-        return ElementTree.fromstring(packet).findtext(f".//{{{_XMP_NAMESPACE}}}recipe")
-    except (ElementTree.ParseError, ValueError):
-        return None
-
-
 def _xmp(own: str) -> bytes:
     """An XMP packet with one property. XML has no U+FFFE and U+FFFF: they are written as JSON escapes."""
     own = saxutils.escape(own.replace("\ufffe", r"\ufffe").replace("\uffff", r"\uffff"))
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:darkroom="{_XMP_NAMESPACE}">'
+        f'<rdf:Description rdf:about="" xmlns:darkroom="{XMP_NAMESPACE}">'
         f"<darkroom:recipe>{own}</darkroom:recipe></rdf:Description></rdf:RDF></x:xmpmeta>"
         '<?xpacket end="r"?>'
     ).encode()
 
 
 _ASCII, _LONG, _UNDEFINED = 2, 4, 7
-_SOFTWARE_TAG, _HOST_TAG, _EXIF_TAG, _COMMENT_TAG = 0x0131, 0x013C, 0x8769, 0x9286
+_SOFTWARE_TAG, _HOST_TAG = 0x0131, 0x013C
+EXIF_TAG, COMMENT_TAG = 0x8769, 0x9286
 
 
 def _exif(comment: str | None, device: str) -> bytes:
@@ -129,10 +98,10 @@ def _exif(comment: str | None, device: str) -> bytes:
     ]
     if comment is None:
         return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + _directory(facts, 8)
-    pointer = (_EXIF_TAG, _LONG, bytes(4))
+    pointer = (EXIF_TAG, _LONG, bytes(4))
     inner_at = 8 + len(_directory([*facts, pointer], 8))
-    pointer = (_EXIF_TAG, _LONG, struct.pack(">I", inner_at))
-    inner = _directory([(_COMMENT_TAG, _UNDEFINED, b"UNICODE\0" + comment.encode("utf-16-be"))], inner_at)
+    pointer = (EXIF_TAG, _LONG, struct.pack(">I", inner_at))
+    inner = _directory([(COMMENT_TAG, _UNDEFINED, b"UNICODE\0" + comment.encode("utf-16-be"))], inner_at)
     return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + _directory([*facts, pointer], 8) + inner
 
 

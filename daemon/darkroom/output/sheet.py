@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from darkroom.output.encode import recipe_of
+from darkroom.output.recipes import recipe_of
 
 _PAPER = (18, 18, 20)
 _EMPTY = (34, 34, 38)

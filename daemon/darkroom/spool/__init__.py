@@ -12,11 +12,24 @@ from darkroom.spool.inbox import (
     read,
 )
 from darkroom.spool.lock import holder, is_held
-from darkroom.spool.names import is_plain, is_temporary, is_urgent, new_id, published_name, slug, timestamp
+from darkroom.spool.names import (
+    KINDS,
+    is_job,
+    is_picture,
+    is_plain,
+    is_temporary,
+    is_urgent,
+    new_id,
+    published_name,
+    request_name,
+    slug,
+    timestamp,
+)
 from darkroom.spool.spool import PAUSE, Spool, Verdict
 from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
+    "KINDS",
     "MAX_FOLDER_DEPTH",
     "PAUSE",
     "Arrival",
@@ -32,6 +45,8 @@ __all__ = [
     "holder",
     "is_candidate",
     "is_held",
+    "is_job",
+    "is_picture",
     "is_plain",
     "is_temporary",
     "is_urgent",
@@ -39,6 +54,7 @@ __all__ = [
     "new_id",
     "published_name",
     "read",
+    "request_name",
     "slug",
     "timestamp",
 ]

@@ -11,7 +11,11 @@ from functools import lru_cache
 
 MAX_NAME_BYTES = 80
 
-JOB_SUFFIX = ".json"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""A picture that carries its recipe is a job too."""
+
+KINDS = (".json", *PICTURES)
+"""How names of jobs end."""
 
 _TEMPORARY_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".filepart")
 _TEMPORARY = re.compile(
@@ -45,7 +49,17 @@ def is_conflict_copy(name: str) -> bool:
 
 def is_job(name: str) -> bool:
     """Whether a file of that name may hold a job."""
-    return name.lower().endswith(JOB_SUFFIX)
+    return name.lower().endswith(KINDS)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is a picture, which may hold a job."""
+    return name.lower().endswith(PICTURES)
+
+
+def request_name(dropped: str) -> str:
+    """What a dropped file is called in its job's folder: ``request`` and its kind."""
+    return "request" + next((kind for kind in KINDS if dropped.lower().endswith(kind)), ".json")
 
 
 def is_urgent(name: str) -> bool:
@@ -81,7 +95,7 @@ def slug(name: str) -> str:
 def published_name(dropped: str) -> str:
     """What the results of a dropped file are called: ``team/cat.json`` → ``team/cat``; odd parts become slugs."""
     *groups, leaf = dropped.split("/")
-    stem = leaf[: -len(JOB_SUFFIX)] if is_job(leaf) else leaf
+    stem = leaf[: leaf.rindex(".")] if is_job(leaf) else leaf
     return "/".join(part if is_plain(part) else slug(part) for part in (*groups, stem))
 
 

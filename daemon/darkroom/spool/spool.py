@@ -18,7 +18,7 @@ from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
 from darkroom.spool.inbox import Arrival, Oddity
 from darkroom.spool.lock import Lock
-from darkroom.spool.names import new_id, published_name
+from darkroom.spool.names import KINDS, is_picture, new_id, published_name, request_name
 from darkroom.spool.ticket import (
     ATTEMPT,
     CANCEL,
@@ -26,7 +26,6 @@ from darkroom.spool.ticket import (
     LOG,
     ORIGIN,
     PROGRESS,
-    REQUEST,
     RESULT,
     RETRY,
     STATE,
@@ -36,6 +35,8 @@ from darkroom.spool.ticket import (
 
 PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
+MOST_WORDS = 1000
+"""So many bytes of a PAUSE file are read."""
 MOST_GROUPS = 1000
 """How many folders of results are remembered as durable."""
 
@@ -162,6 +163,15 @@ class Spool:
         """Whether somebody put a file named PAUSE into the root."""
         return os.path.exists(self._pause)
 
+    def why_paused(self) -> str:
+        """What to tell people of that: the file's own words, if it has any."""
+        try:
+            words = (inbox_folder.read(self._pause, MOST_WORDS) or b"").decode("utf-8", "replace")
+        except OSError:
+            words = ""
+        why = " ".join(words.split()) or "a file named PAUSE lies in the spool"
+        return f"{why}; `darkroom resume` goes on"
+
     def free_bytes(self) -> int:
         """Free space for us where the spool is. Raises StorageTrouble."""
         with storage_errors(self.inbox, "statvfs"):
@@ -193,7 +203,7 @@ class Spool:
         name = published_name(arrival.name)
         id = new_id(name)
         folder = f"{self._working}/{id}"
-        request = f"{folder}/{REQUEST}"
+        request = f"{folder}/{request_name(arrival.name)}"
         self.disk.mkdir(folder)
         self.disk.hold(self._working)
         self.disk.hold(folder)
@@ -221,10 +231,14 @@ class Spool:
             return  # recover() removes it
 
     def read_request(self, ticket: Ticket) -> bytes | None:
-        """What was dropped; None where it is over ``limits.max_job_bytes``. Raises OSError."""
-        path = ticket.at(REQUEST)
+        """What was dropped; None where it is over its limit. Raises OSError."""
+        path = ticket.request
         with storage_errors(path, "read"):
-            return inbox_folder.read(path, self.limits.max_job_bytes)
+            return inbox_folder.read(path, self.most_bytes(path))
+
+    def most_bytes(self, name: str) -> int:
+        """How large a job of that name may be."""
+        return self.limits.max_picture_bytes if is_picture(name) else self.limits.max_job_bytes
 
     # Recover
 
@@ -237,7 +251,7 @@ class Spool:
         for folder in sorted(self.working.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
                 continue
-            if not os.path.lexists(folder / REQUEST):
+            if _request_in(folder) is None:
                 self.disk.remove_tree(folder)  # not synced: what comes back is removed again
                 continue
             verdict = _written_verdict(folder)
@@ -249,8 +263,11 @@ class Spool:
 
     def _adopt(self, folder: Path) -> Ticket:
         """A request whose origin was lost keeps its folder's name."""
-        request = f"{folder}/{REQUEST}"
-        arrival = Arrival(f"{folder.name}.json", request, inbox_folder.Fingerprint.of(os.lstat(request)))
+        request = _request_in(folder)
+        assert request is not None
+        arrival = Arrival(
+            f"{folder.name}{request[request.rindex('.') :]}", request, inbox_folder.Fingerprint.of(os.lstat(request))
+        )
         origin = Origin.of(arrival).model_dump_json().encode()
         self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)
@@ -352,6 +369,12 @@ class Spool:
 
 
 _PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, CANCEL})
+
+
+def _request_in(folder: Path) -> str | None:
+    """The path of what was dropped; None where it has not come yet."""
+    paths = (f"{folder}/request{kind}" for kind in KINDS)
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _numbered(name: str, number: int) -> str:

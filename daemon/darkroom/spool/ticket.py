@@ -2,7 +2,7 @@
 
 ::
 
-    request.json    what was dropped, as it was
+    request.json    what was dropped, as it was; a picture is request.png, .jpg, .jpeg or .webp
     origin.json     where it came from: name, times, inode, host
     job.json        the resolved job, what was asked otherwise, fallbacks so far (``State``)
     attempt.N       the engine was woken for the N-th time; says how that ended
@@ -31,9 +31,8 @@ from darkroom.errors import StorageTrouble
 from darkroom.job import Job
 from darkroom.spool.disk import Disk
 from darkroom.spool.inbox import Arrival
-from darkroom.spool.names import published_name, timestamp
+from darkroom.spool.names import published_name, request_name, timestamp
 
-REQUEST = "request.json"
 ORIGIN = "origin.json"
 STATE = "job.json"
 RESULT = "result.json"
@@ -154,6 +153,11 @@ class Ticket:
         return Path(self.place)
 
     # What was asked, what is to be done
+
+    @property
+    def request(self) -> str:
+        """The path of what was dropped."""
+        return self.at(request_name(self.origin.dropped))
 
     def state(self) -> State | None:
         """The job as resolved earlier; None on the first time."""

@@ -1,0 +1,172 @@
+"""``darkroom pause``, ``resume``, ``cancel``, ``retry``: what a person wants of the queue, said through files alone.
+
+So they work while a daemon runs and while none does, and from any machine that has the share.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from darkroom.cli.submit import reveal
+from darkroom.config import load
+from darkroom.errors import StorageTrouble, UsageError
+from darkroom.spool import (
+    KINDS,
+    PAUSE,
+    Arrival,
+    Spool,
+    Ticket,
+    published_name,
+)
+from darkroom.spool.ticket import CANCEL, RETRY
+
+
+def pause(config_file: Path | None, root: Path | None, why: str) -> None:
+    """Stop new claims. Raises UsageError."""
+    spool = _spool(config_file, root)
+    _write(spool, spool.root / PAUSE, f"{why}\n" if why else "")
+    print("paused: the job that runs is finished, no other is begun; `darkroom resume` goes on")
+
+
+def resume(config_file: Path | None, root: Path | None) -> None:
+    """Let claims go on. Raises UsageError."""
+    spool = _spool(config_file, root)
+    if not (spool.root / PAUSE).exists():
+        print("not paused")
+        return
+    try:
+        spool.disk.unlink(spool.root / PAUSE)
+    except (OSError, StorageTrouble) as error:
+        raise UsageError(f"cannot remove {spool.root / PAUSE}: {error}") from None
+    print("resumed")
+
+
+def cancel(names: list[str], config_file: Path | None, root: Path | None, *, as_json: bool) -> int:
+    """Take jobs out of the inbox, stop those that run. Returns 1 where one of them was not found."""
+    spool = _spool(config_file, root)
+    outcomes = {name: _cancel(spool, name) for name in names}
+    return _tell(outcomes, as_json, lambda: [name for name, _ in (*_waiting(spool), *_running(spool))])
+
+
+def _cancel(spool: Spool, name: str) -> list[str]:
+    """What was done. Looked for twice, since a job may pass from the inbox to ``working/`` meanwhile."""
+    for _ in range(2):
+        done = []
+        for known, path in _waiting(spool):
+            if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)):
+                spool.disk.unlink(path)
+                done.append(f"taken out of the inbox: {path}")
+        for known, folder in _running(spool):
+            if name in (known, folder.name):
+                _write(spool, folder / CANCEL, "")
+                done.append(f"stops at its next step: {folder.name}")
+        if done:
+            return done
+    return []
+
+
+def retry(names: list[str], config_file: Path | None, root: Path | None, *, every: bool, as_json: bool) -> int:
+    """Put failed jobs into the inbox again. Returns 1 where one of them was not found."""
+    spool = _spool(config_file, root)
+    failed = dict(_results(spool.failed))
+    if every == bool(names):
+        raise UsageError("name the failed jobs to retry, or say --all")
+    wanted = list(failed) if every else names
+    outcomes = {name: [_retry(spool, name, failed[name])] if name in failed else [] for name in wanted}
+    return _tell(outcomes, as_json, lambda: list(failed))
+
+
+def _retry(spool: Spool, name: str, folder: Path) -> str:
+    """What is left of the job goes back to the inbox; its folder goes, unless it holds pictures."""
+    request = _request(folder)
+    rest = folder / RETRY
+    pictures = json.loads((folder / "result.json").read_bytes())["pictures"]
+    if not rest.exists() and (request is None or pictures):
+        return f"{name}: nothing is left to retry"
+    source = rest if rest.exists() else request
+    assert source is not None
+    group, _, leaf = name.rpartition("/")
+    place = spool.inbox / group
+    try:
+        if not place.is_dir():
+            spool.disk.mkdir(place)
+        path = reveal(spool.disk, source, place / re.sub(r"~\d+$", "", leaf), source.suffix)
+        spool.disk.sync_folder(place)  # kept: the inbox has the job surely before failed/ lets go of it
+        if pictures:
+            spool.disk.unlink(rest)
+        else:
+            spool.disk.remove_tree(folder)
+    except (OSError, StorageTrouble) as error:
+        raise UsageError(f"cannot put {name} back into {spool.inbox}: {error}") from None
+    return f"waits again: {path}"
+
+
+# What there is
+
+
+def _spool(config_file: Path | None, root: Path | None) -> Spool:
+    config = load(config_file, root=root)
+    spool = Spool(config.folders, config.limits)
+    if not spool.inbox.is_dir():
+        raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
+    return spool
+
+
+def _waiting(spool: Spool) -> Iterator[tuple[str, str]]:
+    """Names and paths of the jobs in the inbox."""
+    for found in spool.pending():
+        if isinstance(found, Arrival):
+            yield published_name(found.name), found.path
+
+
+def _running(spool: Spool) -> Iterator[tuple[str, Path]]:
+    """Names and folders of the jobs in ``working/``."""
+    for folder in sorted(spool.working.iterdir()) if spool.working.is_dir() else ():
+        ticket = None if folder.name.startswith(".") or not folder.is_dir() else Ticket.load(folder, spool.disk)
+        if ticket is not None:
+            yield ticket.name, folder
+
+
+def _results(base: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Names and folders of published jobs, those in groups too."""
+    for folder in sorted(base.iterdir()) if base.is_dir() else ():
+        if folder.name.startswith(".") or folder.is_symlink() or not folder.is_dir():
+            continue
+        if (folder / "result.json").exists():
+            yield prefix + folder.name, folder
+        else:
+            yield from _results(folder, f"{prefix}{folder.name}/")
+
+
+def _request(folder: Path) -> Path | None:
+    return next((path for kind in KINDS if (path := folder / f"request{kind}").exists()), None)
+
+
+def _write(spool: Spool, path: Path, text: str) -> None:
+    try:
+        spool.disk.write(path, text.encode("utf-8", "backslashreplace"), sync=False)
+    except (OSError, StorageTrouble) as error:
+        raise UsageError(f"cannot write {path}: {error}") from None
+
+
+def _tell(outcomes: dict[str, list[str]], as_json: bool, known: Callable[[], list[str]]) -> int:
+    """Say what was done, and of the others which names are near."""
+    missing = [name for name, done in outcomes.items() if not done]
+    if as_json:
+        print(json.dumps(outcomes, ensure_ascii=False))
+        return 1 if missing else 0
+    for done in outcomes.values():
+        for line in done:
+            print(line)
+    names = known() if missing else []
+    for name in missing:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        print(f"darkroom: there is no such job: {name}{hint}", file=sys.stderr)
+    return 1 if missing else 0

@@ -1,0 +1,188 @@
+"""The machine's own memory, as far as this process may have of it: what is free, who was killed for it, a bound.
+
+Linux tells; elsewhere most of it is None, and nothing is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+RESERVE = 256 << 20
+"""Bytes that a bound leaves to the rest of the machine, and to what this process has but never touched.
+
+Where little is free, a quarter of it.
+"""
+
+_UNLIMITED = 1 << 60
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """What this process may still allocate: the machine's, its control groups' and its own limits' smallest.
+
+    The page cache counts as free, since the kernel gives it up. ``root`` is where /proc and /sys are.
+    """
+    return min(
+        (size for size in (_shared_free(root), *_under_own_limits(root)) if size is not None),
+        default=None,
+    )
+
+
+def used_bytes() -> int | None:
+    """What of this process lies in memory now."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How many processes of this control group the kernel has killed for want of memory; of the machine's, if need be.
+
+    None where it does not say.
+    """
+    for folder in _groups(root):
+        for name in ("memory.events", "memory.oom_control"):
+            count = _field(folder / name, "oom_kill ", 1)
+            if count is not None:
+                return count
+    return _field(root / "proc/vmstat", "oom_kill ", 1)
+
+
+class Bound:
+    """A bound on what this process may allocate, while it has one: then an allocation fails, which can be answered.
+
+    Without it the kernel would grant the allocation, and kill the process when it is used.
+    """
+
+    def __init__(self) -> None:
+        self._own: tuple[int, int] | None = None
+
+    def draw(self) -> int | None:
+        """Let it have what is free now, and no more. To be renewed, since that changes.
+
+        Returns the bytes that it may still allocate, None where nothing was bounded.
+        """
+        if sys.platform != "linux":
+            return None
+        import resource
+
+        self.lift()
+        data, free = _field(Path("/proc/self/status"), "VmData:", 1024), _shared_free(Path("/"))
+        if data is None or free is None:
+            return None
+        self._own = resource.getrlimit(resource.RLIMIT_DATA)
+        own, hard = self._own
+        soft = data + free - min(RESERVE, free // 4)
+        if own != resource.RLIM_INFINITY:
+            soft = min(soft, own)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        return soft - data
+
+    def lift(self) -> None:
+        """Let it have as much as before."""
+        if self._own is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, self._own)
+            self._own = None
+
+
+def give_back() -> None:
+    """Hand pages that the C library's allocator keeps for later back to the machine (glibc)."""
+    _libc("malloc_trim", 0)
+
+
+def save_memory(wanted: bool) -> None:
+    """Whether every tensor of a MiB or more comes from the machine and goes back to it at once (glibc).
+
+    Otherwise those up to 32 MiB come out of one heap, which is faster, but fills up with gaps: seen to grow until
+    nothing fitted any more, with half of it free.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    _libc("mallopt", m_mmap_threshold, 1 << 20 if wanted else 32 << 20)
+    _libc("mallopt", m_trim_threshold, 1 << 20 if wanted else 64 << 20)
+
+
+def _libc(name: str, *arguments: int) -> None:
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL(None), name)(*arguments)
+
+
+def _shared_free(root: Path) -> int | None:
+    """What is free for this process and others: of the machine, and of the control groups."""
+    found = [_field(root / "proc/meminfo", "MemAvailable:", 1024), *map(_group_free, _groups(root))]
+    return min((max(0, size) for size in found if size is not None), default=None)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's memory control group and of those around it, innermost first, both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+        elif number == "0" and not controllers:
+            top = root / "sys/fs/cgroup"
+        else:
+            continue
+        folder = top / name.strip("/")
+        if not folder.is_dir():  # a container sees its own group as the top
+            folder = top
+        while True:
+            yield folder
+            if folder == top:
+                break
+            folder = folder.parent
+
+
+def _group_free(folder: Path) -> int | None:
+    """Bytes to the group's limit; None where it has none."""
+    for limit, usage, kinds in (
+        ("memory.max", "memory.current", ("inactive_file ", "active_file ")),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file ", "total_active_file ")),
+    ):
+        most, used = _number(folder / limit), _number(folder / usage)
+        if most is not None and used is not None and most < _UNLIMITED:
+            cached = sum(_field(folder / "memory.stat", kind, 1) or 0 for kind in kinds)
+            return most - used + cached
+    return None
+
+
+def _under_own_limits(root: Path) -> Iterator[int]:
+    """Bytes to the limits that this process was started with."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    status = root / "proc/self/status"
+    for kind, field in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        soft, _ = resource.getrlimit(kind)
+        used = _field(status, field, 1024)
+        if soft != resource.RLIM_INFINITY and used is not None:
+            yield max(0, soft - used)
+
+
+def _field(file: Path, name: str, unit: int) -> int | None:
+    """The number in the line that begins with ``name``, times ``unit``."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith(name):
+                return int(line.removeprefix(name).split()[0]) * unit
+    return None
+
+
+def _number(file: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text(encoding="utf-8"))
+    return None

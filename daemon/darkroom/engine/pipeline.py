@@ -1,0 +1,210 @@
+"""A model in use: its parts, each in memory or to be read from the disk, and where each of them is at work.
+
+On a GPU a part that has to make room waits in the machine's own memory. On a CPU that is the memory which is short:
+the part is dropped, and read again when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from darkroom.engine.device import free_memory
+from darkroom.engine.memory import MemoryPlan, Need
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass
+class Pipeline:
+    """What must be known to use a model, and its parts by the names of their folders."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    tokenizers: tuple[Any, ...]
+    loaders: dict[str, Callable[[], Any]]
+    """Each reads one part from the disk, on the CPU: the text encoders, ``unet`` and ``vae``."""
+    unet_config: Mapping[str, Any]
+    vae_config: Mapping[str, Any]
+    scheduler_config: Mapping[str, Any]
+    penultimate: bool
+    """The UNet was trained on the text encoders' last layer but one (SDXL)."""
+    zero_empty_negative: bool
+    """No negative prompt means zeros, not the embedding of an empty text (SDXL)."""
+    vae_upcast: bool
+    """The VAE overflows in float16 (SDXL) and is used in float32."""
+    loaded: dict[str, Any] = field(default_factory=dict)
+    """The parts that are in memory."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each part that was in memory once."""
+    largest: int = 0
+    """Bytes of the largest layer of them all."""
+    _streamed: set[str] = field(default_factory=set)
+    """Parts whose layers come to the device one by one."""
+    _fused: Mapping[str, Any] | None = None
+    """The UNet's own attention, while it is sliced."""
+
+    @property
+    def text_encoders(self) -> tuple[Any, ...]:
+        """One, or SDXL's two."""
+        return tuple(self.part(name) for name in self.text_encoder_names)
+
+    @property
+    def text_encoder_names(self) -> tuple[str, ...]:
+        """Their parts' names."""
+        return tuple(name for name in TEXT_ENCODERS if name in self.loaders)
+
+    @property
+    def unet(self) -> Any:
+        """The part that denoises."""
+        return self.part("unet")
+
+    @property
+    def vae(self) -> Any:
+        """The part that makes pixels of latents."""
+        return self.part("vae")
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of a picture to one position of its latents, along a side."""
+        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
+
+    @property
+    def native_side(self) -> int:
+        """Side in pixels of the pictures it was trained on."""
+        size = self.unet_config.get("sample_size")
+        return int(size if isinstance(size, int) else min(size)) * self.reduction if size else 512
+
+    @property
+    def size(self) -> int:
+        """Bytes of the parts that are in memory."""
+        return sum(self.sizes[name] for name in self.loaded)
+
+    @property
+    def size_on_device(self) -> int:
+        """Bytes of those that are in the device's memory."""
+        return sum(self.sizes[name] for name, part in self.loaded.items() if _device_of(part) == self.device.type)
+
+    def part(self, name: str) -> Any:
+        """A part, read from the disk if it is not in memory. Raises what its loader raises."""
+        if name not in self.loaded:
+            self.loaded[name] = part = self.loaders[name]()
+            weights = [*part.parameters(), *part.buffers()]
+            sizes = [weight.numel() * weight.element_size() for weight in weights]
+            self.sizes[name] = sum(sizes)
+            self.largest = max([self.largest, *sizes])
+        return self.loaded[name]
+
+    def load(self) -> None:
+        """All parts into memory, so that a damaged one is known before the work begins."""
+        for name in self.loaders:
+            self.part(name)
+
+    def let_go(self, *names: str) -> None:
+        """These parts, or all, leave the device's memory, which is not handed back yet."""
+        for name in names or tuple(self.loaded):
+            part = self.loaded.get(name)
+            if part is None:
+                continue
+            if name == "unet":
+                self.slice_attention(False)
+            self._stop_streaming(name)
+            if self.device.type == "cpu":
+                del self.loaded[name]
+            else:
+                part.to("cpu")
+
+    @contextmanager
+    def at_work(self, plan: MemoryPlan, *names: str) -> Iterator[None]:
+        """These parts on the device; what the plan does not keep there is let go afterwards."""
+        try:
+            for name in names:
+                self._bring(name, plan)
+            yield
+        finally:
+            leaving = [
+                name
+                for name in names
+                if plan.weights != "resident" or (plan.texts == "dropped" and name in TEXT_ENCODERS)
+            ]
+            if leaving:
+                self.let_go(*leaving)
+                free_memory(self.device)
+
+    def _bring(self, name: str, plan: MemoryPlan) -> None:
+        """A part to the device, or only its layers one by one."""
+        part = self.part(name)
+        if plan.weights == "layers" and name != "vae":
+            if name not in self._streamed:
+                _stream(part, self.device)
+                self._streamed.add(name)
+        else:
+            self._stop_streaming(name)
+            if _device_of(part) != self.device.type:
+                part.to(self.device)
+        if name == "unet":
+            self.slice_attention(plan.attention == "sliced")
+
+    def _stop_streaming(self, name: str) -> None:
+        if name in self._streamed:
+            self._streamed.discard(name)
+            _stop_streaming(self.loaded[name])
+
+    def slice_attention(self, sliced: bool) -> None:
+        """Whether the UNet computes its attention one head at a time, or as it was made."""
+        unet = self.loaded.get("unet")
+        if unet is None or sliced == (self._fused is not None):
+            return
+        if sliced:
+            self._fused = dict(unet.attn_processors)
+            unet.set_attention_slice(1)
+        else:
+            unet.set_attn_processor(dict(self._fused or {}))
+            self._fused = None
+
+    def need(self, *, guided: bool, slices_attention: bool) -> Need:
+        """What it needs to make pictures. Parts that were never in memory count as nothing."""
+        size = self.sizes.get
+        itemsize = torch.empty((), dtype=self.dtype).element_size()
+        return Need.of(
+            self.unet_config,
+            self.vae_config,
+            {
+                "texts": sum(size(name, 0) for name in self.text_encoder_names),
+                "denoiser": size("unet", 0),
+                "vae": size("vae", 0) * (2 if self.vae_upcast else 1),
+            },
+            largest=self.largest,
+            itemsize=itemsize,
+            vae_itemsize=4 if self.vae_upcast else itemsize,
+            guided=guided,
+            slices_attention=slices_attention,
+        )
+
+
+def _stream(part: Any, device: torch.device) -> None:
+    """Its layers come to the device one by one, each when its turn is, and wait in the machine's memory otherwise."""
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
+    part.to("cpu")
+    apply_group_offloading(part, device, torch.device("cpu"), "leaf_level")
+
+
+def _stop_streaming(part: Any) -> None:
+    """All of it can be moved again. diffusers has no call for that, only for each hook."""
+    for module in part.modules():
+        registry: Any = getattr(module, "_diffusers_hook", None)  # where it keeps them
+        if registry is not None:
+            for name in tuple(registry.hooks):
+                registry.remove_hook(name, recurse=False)
+
+
+def _device_of(part: Any) -> str:
+    """The kind of device that its weights are on: what is streamed counts as being elsewhere."""
+    weight = next(part.parameters(), None)
+    return "cpu" if weight is None else str(weight.device.type)
