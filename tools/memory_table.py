@@ -5,8 +5,8 @@
     python tools/memory_table.py --model sdxl --device cuda --count 4 --steps 20 --room 24576 12288 8192 6144 4096
 
 ``--room`` is in MiB, for the model and its work together: on a CPU the limit of a memory control group that the
-process enters when its libraries are loaded (or of its address space, where groups may not be made), on a GPU its share
-of the card. ``sd15`` and ``sdxl`` are their
+process enters when its libraries are loaded (or of its address space, with ``--by address-space`` or where groups may
+not be made), on a GPU its share of the card. ``sd15`` and ``sdxl`` are their
 exact architectures with random weights, made on the spot. Each row is a job by the real executor, and a small one
 after it, which must run on the full plan.
 """
@@ -32,7 +32,7 @@ from darkroom.events import Event, Fallback, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job
 
-ROOM, MODEL = "MEMORY_TABLE_ROOM", "MEMORY_TABLE_MODEL"
+ROOM, MODEL, BY = "MEMORY_TABLE_ROOM", "MEMORY_TABLE_MODEL", "MEMORY_TABLE_BY"
 
 GROUP_FILES = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}
 """Where control groups of the first and of the second version are, and the file of their limit."""
@@ -81,7 +81,8 @@ def _enter(room: int) -> None:
 
     What the process has already stays with the group it came from.
     """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    lines = Path("/proc/self/cgroup").read_text().splitlines() if os.environ[BY] == "group" else []
+    for line in lines:
         _, controller, name = line.split(":", 2)
         if controller not in GROUP_FILES:
             continue
@@ -96,7 +97,8 @@ def _enter(room: int) -> None:
         return
     import resource
 
-    print("no control group may be made: the address space is limited instead", file=sys.stderr)
+    if lines:
+        print("no control group may be made: the address space is limited instead", file=sys.stderr)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + room, resource.RLIM_INFINITY))
 
 
@@ -352,6 +354,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--after", type=int, default=128, help="side of the picture of the job after it")
     parser.add_argument("--room", type=int, nargs="+", required=True, metavar="MiB")
+    parser.add_argument("--by", choices=["group", "address-space"], default="group", help="how a CPU's room is limited")
     parser.add_argument("--curve", type=Path, metavar="SVG")
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
@@ -367,7 +370,7 @@ def main() -> None:
                 model = make_model(folder / "model", options.model == "sdxl", dtype)
             case path:
                 model = Path(path)
-        os.environ[MODEL] = str(model)
+        os.environ |= {MODEL: str(model), BY: options.by}
         engine = {"device": options.device, "dtype": dtype, "cache_dir": folder / "cache", "stall_s": 3600}
         config = Config(models={"default": "mine", "mine": {"path": model}}, engine=engine)
         print(
