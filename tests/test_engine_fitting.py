@@ -233,6 +233,14 @@ def test_the_second_time_it_is_made_smaller_too_where_that_is_allowed(house: Hou
     assert fitting.plan.width == 768
 
 
+def test_the_last_attempt_is_as_small_as_should_well_fit(house: House) -> None:
+    house.room = 600 * MIB
+    fitting, told = house.begun(Death(2, replace(FULL, vae="tiled"), "decode", by_kernel=True), on_oom="degrade")
+    assert told.count("smaller_picture") > 1
+    assert NEED.peak(fitting.plan) <= 300 * MIB or fitting.plan.width == FULL.smallest_side
+    assert fitting.plan.steps == FULL.steps
+
+
 def test_a_process_that_died_otherwise_is_tried_again_as_it_was(house: House) -> None:
     fitting, told = house.begun(Death(1, FULL, "decode", by_kernel=False), on_oom="degrade")
     assert (fitting.plan, told) == (FULL, [])

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from darkroom.config import Config
-from darkroom.engine.host import Bound
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine, _Rendering
@@ -428,7 +427,7 @@ def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Ite
         lambda: False,
         learned=Learned(folder),
         under_way=UnderWay(folder),
-        bound=Bound(),
+        draw_bound=lambda mapping: None,
         save_memory=lambda: None,
     )
     rendering.fitting.plan = replace(rendering.fitting.full, **changes)

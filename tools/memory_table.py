@@ -4,8 +4,9 @@
     python tools/memory_table.py --model sd15 --size 512 --steps 1 --room 4096 3072 2560 2048 1536
     python tools/memory_table.py --model sdxl --device cuda --count 4 --steps 20 --room 24576 12288 8192 6144 4096
 
-``--room`` is in MiB, for the model and its work together: on a CPU a limit of the address space (RLIMIT_AS) above what
-the process has when its libraries are loaded, on a GPU the process's share of the card. ``sd15`` and ``sdxl`` are their
+``--room`` is in MiB, for the model and its work together: on a CPU the limit of a memory control group that the
+process enters when its libraries are loaded (or of its address space, with ``--by address-space`` or where groups may
+not be made), on a GPU its share of the card. ``sd15`` and ``sdxl`` are their
 exact architectures with random weights, made on the spot. Each row is a job by the real executor, and a small one
 after it, which must run on the full plan.
 """
@@ -26,12 +27,15 @@ from typing import Any
 
 from darkroom.catalog import BUNDLED
 from darkroom.config import Config
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, EngineDied
 from darkroom.events import Event, Fallback, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job
 
-ROOM = "MEMORY_TABLE_ROOM"
+ROOM, MODEL, BY = "MEMORY_TABLE_ROOM", "MEMORY_TABLE_MODEL", "MEMORY_TABLE_BY"
+
+GROUP_FILES = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}
+"""Where control groups of the first and of the second version are, and the file of their limit."""
 
 
 class Limited:
@@ -51,10 +55,11 @@ class Limited:
         if self.cuda:
             torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
         else:
-            import resource
-
             self.base = _status("VmRSS")
-            resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + room, resource.RLIM_INFINITY))
+            for file in Path(os.environ[MODEL]).rglob("*.safetensors"):
+                with file.open("rb") as stream:  # what is read of it from now on counts as this group's
+                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _enter(room)
 
     def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
         import torch
@@ -69,6 +74,40 @@ class Limited:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _enter(room: int) -> None:
+    """Into a control group of its own, or where that is not allowed, a limit of the address space.
+
+    What the process has already stays with the group it came from.
+    """
+    lines = Path("/proc/self/cgroup").read_text().splitlines() if os.environ[BY] == "group" else []
+    for line in lines:
+        _, controller, name = line.split(":", 2)
+        if controller not in GROUP_FILES:
+            continue
+        top, limit = GROUP_FILES[controller]
+        group = Path("/sys/fs/cgroup") / top / name.strip("/") / f"memory-table-{os.getppid()}"
+        try:
+            group.mkdir(exist_ok=True)  # the one before it may have been killed in it
+            (group / limit).write_text(str(room))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError:
+            continue
+        return
+    import resource
+
+    if lines:
+        print("no control group may be made: the address space is limited instead", file=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + room, resource.RLIM_INFINITY))
+
+
+def _leave_no_groups() -> None:
+    for group in Path("/sys/fs/cgroup").rglob("memory-table-*"):
+        try:
+            group.rmdir()
+        except OSError:
+            continue
 
 
 def _status(field: str) -> int:
@@ -130,11 +169,22 @@ def measure(config: Config, options: argparse.Namespace, room: int) -> Row:
     events: list[Event] = []
     begin = time.monotonic()
     outcome, after = "done", "the full plan"
-    try:
-        events.extend(_kept(executor.run(job_of(options.size, options.steps, count=options.count))))
-    except DarkroomError as error:
-        outcome = f"failed: {getattr(error, 'reason', type(error).__name__)}"
-        print(error.message, file=sys.stderr)
+    job = job_of(options.size, options.steps, count=options.count)
+    for attempt in range(1, config.executor.max_attempts + 1):
+        try:
+            for event in _kept(executor.run(job)):
+                events.append(event)
+                if isinstance(event, Fallback):
+                    job = job.model_copy(update=dict(event.changes))
+            outcome = "done" if attempt == 1 else f"done, {attempt} attempts"
+            break
+        except EngineDied as error:
+            outcome = "failed: engine-died"
+            print(error.message, file=sys.stderr)
+        except DarkroomError as error:
+            outcome = f"failed: {getattr(error, 'reason', type(error).__name__)}"
+            print(error.message, file=sys.stderr)
+            break
     seconds = time.monotonic() - begin
     try:
         small = job_of(options.after, options.steps, count=1)
@@ -144,6 +194,7 @@ def measure(config: Config, options: argparse.Namespace, room: int) -> Row:
         after = f"failed: {getattr(error, 'reason', type(error).__name__)}"
     finally:
         executor.close()
+        _leave_no_groups()
     made = [event for event in events if hasattr(event, "data")]
     peaks = [int(event.message) for event in events if isinstance(event, Warned) and event.code == "peak"]
     return Row(
@@ -262,7 +313,9 @@ def curve(rows: list[Row], title: str) -> str:
 
     points = []
     for row in rows:
-        kind = "failed" if row.outcome != "done" else "smaller" if "smaller_picture" in row.rungs else "whole"
+        kind = (
+            "failed" if not row.outcome.startswith("done") else "smaller" if "smaller_picture" in row.rungs else "whole"
+        )
         x, y = place(row.room, row.peak or 0)
         label = row.rungs[-1] if row.rungs else "full plan"
         points.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{colours[kind]}"/>')
@@ -301,6 +354,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--after", type=int, default=128, help="side of the picture of the job after it")
     parser.add_argument("--room", type=int, nargs="+", required=True, metavar="MiB")
+    parser.add_argument("--by", choices=["group", "address-space"], default="group", help="how a CPU's room is limited")
     parser.add_argument("--curve", type=Path, metavar="SVG")
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
@@ -316,6 +370,7 @@ def main() -> None:
                 model = make_model(folder / "model", options.model == "sdxl", dtype)
             case path:
                 model = Path(path)
+        os.environ |= {MODEL: str(model), BY: options.by}
         engine = {"device": options.device, "dtype": dtype, "cache_dir": folder / "cache", "stall_s": 3600}
         config = Config(models={"default": "mine", "mine": {"path": model}}, engine=engine)
         print(

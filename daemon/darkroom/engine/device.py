@@ -153,10 +153,11 @@ def memory_bytes(device: torch.device) -> int | None:
     return None
 
 
-def memory_free(device: torch.device) -> int | None:
+def memory_free(device: torch.device, *, anonymous: int = 0, mapped: int = 0) -> int | None:
     """Bytes that could still be allocated, as far as that is known: others may take them first.
 
-    On a GPU what this process holds back for later counts as free, and a limit set to it counts as the end.
+    The bytes of what is partly there count too, if given: ``mapped`` ones come from a file (``host.free_bytes``). On a
+    GPU what this process holds back for later counts as free, and a limit set to it counts as the end.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -164,8 +165,8 @@ def memory_free(device: torch.device) -> int | None:
         idle = torch.cuda.memory_reserved(device) - allocated
         fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch before 2.8 does not tell it
         share = 1.0 if fraction is None else fraction(device)
-        return max(0, min(free + idle, int(total * share) - allocated))
-    return host.free_bytes() if device.type == "cpu" else None
+        return max(0, min(free + idle, int(total * share) - allocated)) + anonymous + mapped
+    return host.free_bytes(anonymous=anonymous, mapped=mapped) if device.type == "cpu" else None
 
 
 def memory_used(device: torch.device) -> int | None:

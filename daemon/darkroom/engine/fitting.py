@@ -122,14 +122,23 @@ class Fitting:
         if death.count > 1:
             self.plan, more = foot(self.plan, self.ladder)
             rungs += more
-        if death.by_kernel or not rungs:
-            ladder = self.ladder if death.by_kernel else replace(self.ladder, on_oom="fail")
-            found = step_down(self.plan, ladder, death.phase) if death.plan is not None else None
-            if found is not None:
-                self.plan = found[0]
-                rungs.append(found[1])
+        if death.plan is not None and (death.by_kernel or not rungs):
+            rungs += self._further_down(death)
         for rung in rungs:
             yield rung, why
+
+    def _further_down(self, death: Death) -> list[Rung]:
+        """One rung; where it may be the last attempt, as many as make a picture that should well fit."""
+        room = self._room
+        rungs: list[Rung] = []
+        while not rungs or (death.count > 1 and room is not None and self.need.peak(self.plan) > room / DOUBT):
+            ladder = self.ladder if death.by_kernel else replace(self.ladder, on_oom="fail")
+            found = step_down(self.plan, ladder, death.phase)
+            if found is None:
+                break
+            self.plan, rung = found
+            rungs.append(rung)
+        return rungs
 
     def _offload(self) -> Rung:
         self._news = True

@@ -20,15 +20,16 @@ Where little is free, a quarter of it.
 _UNLIMITED = 1 << 60
 
 
-def free_bytes(root: Path = Path("/")) -> int | None:
+def free_bytes(root: Path = Path("/"), *, anonymous: int = 0, mapped: int = 0) -> int | None:
     """What this process may still allocate: the machine's, its control groups' and its own limits' smallest.
 
-    The page cache counts as free, since the kernel gives it up. ``root`` is where /proc and /sys are.
+    The page cache counts as free, since the kernel gives it up. Asked for the room of something that is partly there,
+    its bytes count too: ``mapped`` ones, from a file, are page cache to the machine, but not to the process's limits.
+    ``root`` is where /proc and /sys are.
     """
-    return min(
-        (size for size in (_shared_free(root), *_under_own_limits(root)) if size is not None),
-        default=None,
-    )
+    shared = _shared_free(root)
+    found = [] if shared is None else [shared + anonymous]
+    return min([*found, *(free + anonymous + mapped for free in _under_own_limits(root))], default=None)
 
 
 def used_bytes() -> int | None:
@@ -36,6 +37,11 @@ def used_bytes() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def anonymous_bytes() -> int | None:
+    """What of this process lies in memory now and comes from no file."""
+    return _field(Path("/proc/self/status"), "RssAnon:", 1024)
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
@@ -60,10 +66,11 @@ class Bound:
     def __init__(self) -> None:
         self._own: tuple[int, int] | None = None
 
-    def draw(self) -> int | None:
+    def draw(self, mapping: int = 0) -> int | None:
         """Let it have what is free now, and no more. To be renewed, since that changes.
 
-        Returns the bytes that it may still allocate, None where nothing was bounded.
+        ``mapping`` are bytes of files that it is about to map: they count as its data, but the kernel can read them
+        again and gives up their pages. Returns the bytes that it may still allocate, None where nothing was bounded.
         """
         if sys.platform != "linux":
             return None
@@ -75,7 +82,7 @@ class Bound:
             return None
         self._own = resource.getrlimit(resource.RLIMIT_DATA)
         own, hard = self._own
-        soft = data + free - min(RESERVE, free // 4)
+        soft = data + mapping + free - min(RESERVE, free // 4)
         if own != resource.RLIM_INFINITY:
             soft = min(soft, own)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.memory import MemoryPlan, Need
 
@@ -42,6 +43,8 @@ class Pipeline:
     """The parts that are in memory."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each part that was in memory once."""
+    mapped: set[str] = field(default_factory=set)
+    """Parts that are their files, mapped into memory: stored in the very format that is computed with."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
     _streamed: set[str] = field(default_factory=set)
@@ -85,19 +88,29 @@ class Pipeline:
         """Bytes of the parts that are in memory."""
         return sum(self.sizes[name] for name in self.loaded)
 
-    @property
-    def size_on_device(self) -> int:
-        """Bytes of those that are in the device's memory."""
-        return sum(self.sizes[name] for name, part in self.loaded.items() if _device_of(part) == self.device.type)
+    def held(self) -> dict[str, int]:
+        """Bytes of those that are in the device's memory: ``mapped`` from a file, or ``anonymous``."""
+        held = {"anonymous": 0, "mapped": 0}
+        for name, part in self.loaded.items():
+            if _device_of(part) == self.device.type:
+                kind = "mapped" if self.device.type == "cpu" and name in self.mapped else "anonymous"
+                held[kind] += self.sizes[name]
+        return held
 
     def part(self, name: str) -> Any:
         """A part, read from the disk if it is not in memory. Raises what its loader raises."""
         if name not in self.loaded:
+            before = host.anonymous_bytes()
             self.loaded[name] = part = self.loaders[name]()
+            after = host.anonymous_bytes()
             weights = [*part.parameters(), *part.buffers()]
             sizes = [weight.numel() * weight.element_size() for weight in weights]
             self.sizes[name] = sum(sizes)
             self.largest = max([self.largest, *sizes])
+            if before is not None and after is not None and after - before < self.sizes[name] // 2:
+                self.mapped.add(name)
+            else:
+                self.mapped.discard(name)
         return self.loaded[name]
 
     def load(self) -> None:

@@ -62,8 +62,6 @@ class Engine:
         yield from self._fetching.fetch(self._models.find(job.model), stopping)
         death = self._under_way.begin(job.id)
         try:
-            if self._device.type == "cpu":
-                self._bound.draw()
             yield from self._render(job, skip, stopping, death)
         except DarkroomError:
             raise
@@ -89,7 +87,11 @@ class Engine:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
         loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
-        unloaded = None if loaded_before or _died_loading(death) else self._load(pipeline)
+        unloaded = None
+        if not loaded_before and not _died_loading(death):
+            self._draw_bound(self._models.find(job.model).size())
+            unloaded = self._load(pipeline)
+        self._draw_bound()
         seconds = 0.0 if loaded_before else time.monotonic() - begin
         description = devices.describe(pipeline.device, pipeline.dtype)
         yield Loaded(job.model, seconds, description, devices.versions())
@@ -103,7 +105,7 @@ class Engine:
             stopping,
             learned=self._learned,
             under_way=self._under_way,
-            bound=self._bound,
+            draw_bound=self._draw_bound,
             save_memory=lambda: self._save_memory(pipeline),
         )
         yield from rendering.begin(death, unloaded)
@@ -114,6 +116,11 @@ class Engine:
         self._models.keep_only(pipeline)
         self._saving = True
         host.save_memory(True)
+
+    def _draw_bound(self, mapping: int = 0) -> None:
+        """An allocation that does not fit is to fail, not to kill. A GPU's memory does that by itself."""
+        if self._device.type == "cpu":
+            self._bound.draw(mapping)
 
     def _load(self, pipeline: Pipeline) -> str | None:
         """All parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
@@ -152,7 +159,7 @@ class _Rendering:
         *,
         learned: Learned,
         under_way: UnderWay,
-        bound: host.Bound,
+        draw_bound: Callable[[int], None],
         save_memory: Callable[[], None],
     ) -> None:
         self.pipeline = pipeline
@@ -161,7 +168,7 @@ class _Rendering:
         self.description = description
         self.stopping = stopping
         self.under_way = under_way
-        self.bound = bound
+        self.draw_bound = draw_bound
         self.save_memory = save_memory
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
@@ -309,15 +316,13 @@ class _Rendering:
         elif plan.texts == "dropped":
             pipeline.let_go(*pipeline.text_encoder_names)
         devices.free_memory(pipeline.device)
-        if pipeline.device.type == "cpu":
-            self.bound.draw()  # what others gave back meanwhile may be taken
+        self.draw_bound(0)  # what others gave back meanwhile may be taken
         after = devices.memory_used(pipeline.device)
         return Fallback(rung.name, because, rung.lossless, dict(rung.changes), used, after)
 
     def _room(self) -> int | None:
         """Bytes that this model and this job may have together."""
-        free = devices.memory_free(self.pipeline.device)
-        return None if free is None else free + self.pipeline.size_on_device
+        return devices.memory_free(self.pipeline.device, **self.pipeline.held())
 
     def _check_size(self) -> None:
         reduction = self.pipeline.reduction
@@ -332,7 +337,11 @@ class _Rendering:
         """A phase begins, and its parts are on the device; away again afterwards if the plan says so."""
         self.phase = phase
         self.under_way.at(self.plan, phase)
-        with self.pipeline.at_work(self.plan, *parts):
+        pipeline = self.pipeline
+        absent = [name for name in parts if name not in pipeline.loaded]
+        if absent:
+            self.draw_bound(sum(pipeline.sizes.get(name, 0) for name in absent))
+        with pipeline.at_work(self.plan, *parts):
             yield
 
     @contextmanager
