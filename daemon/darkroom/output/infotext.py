@@ -10,7 +10,13 @@ from darkroom import __version__
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
 from darkroom.job import Job
 
-_SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "uniform": "Uniform", "sgm_uniform": "SGM Uniform"}
+_SCHEDULES = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "uniform": "Uniform",
+    "sgm_uniform": "SGM Uniform",
+    "beta": "Beta",
+}
 
 
 def infotext(job: Job, *, seed: int, width: int, height: int, model_hash: str | None = None) -> str:
