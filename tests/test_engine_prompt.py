@@ -97,7 +97,7 @@ def test_a_long_prompt_is_read_in_chunks_and_the_other_is_filled_up(sd: Pipeline
 def test_a_long_negative_prompt_makes_the_positive_one_longer(sdxl: Pipeline) -> None:
     ours = encode(sdxl, make_job(negative_prompt="house, " * 100), guided=True)
     assert ours.negative is not None
-    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 32)
+    assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 40)
     assert ours.positive.pooled is not None
     assert ours.positive.pooled.shape == (1, 16)
 
