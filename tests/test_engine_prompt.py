@@ -99,7 +99,7 @@ def test_a_long_negative_prompt_makes_the_positive_one_longer(sdxl: Pipeline) ->
     assert ours.negative is not None
     assert ours.positive.tokens.shape == ours.negative.tokens.shape == (1, 3 * 77, 40)
     assert ours.positive.pooled is not None
-    assert ours.positive.pooled.shape == (1, 16)
+    assert ours.positive.pooled.shape == (1, 24)
 
 
 def test_truncating_says_which_words_were_cut(sd: Pipeline) -> None:
