@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def _squared(picture: Image.Image) -> Image.Image:
 
 def _example(rng: random.Random) -> tuple[Tensor, tuple[int, int, int]]:
     plan: Single | Scene = random_single(rng) if rng.random() < 0.75 else random_scene(rng)
+    if isinstance(plan, Single) and plan.thing is not None:  # every colour in every shape, held out or not
+        plan = replace(plan, thing=replace(plan.thing, shape=rng.choice(SHAPES)))
     picture = draw(plan, (NATIVE_SIZE, NATIVE_SIZE), rng)
     if rng.random() < 0.5:  # what comes out of an autoencoder is a little soft
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.2)))
@@ -93,13 +96,13 @@ def accuracy(judge: Judge) -> dict[str, float]:
     return figures
 
 
-def train() -> Judge:
+def train(steps: int = STEPS) -> Judge:
     torch.manual_seed(_SEED)
     rng = random.Random(_SEED)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    for _ in range(steps):
         pictures, labels = _examples(rng, BATCH)
         answers = judge(pictures)
         losses = [

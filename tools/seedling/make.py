@@ -25,6 +25,8 @@ def make(options: argparse.Namespace) -> None:
     if not (run / "tokenizer" / "tokenizer.json").exists():
         learned: CLIPTokenizer = tokenizer.train(dataset.every_caption(pictures))
         learned.save_pretrained(run / "tokenizer")
+    if options.vae and not (run / vae.CHECKPOINT_NAME).exists():
+        vae.adopt(options.vae, run)
     vae.train(pictures, run, options.vae_minutes)
     unet.train(pictures, run, options.unet_minutes)
     size = export(run, options.folder)
@@ -43,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=_REPOSITORY / "build" / "seedling", help="checkpoints, pictures")
     parser.add_argument("--folder", type=Path, default=SHIPPED, help="where the pipeline goes")
-    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--pictures", type=int, default=dataset.PICTURES)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--vae", type=Path, help="a pipeline folder whose autoencoder is taken, not trained")
     parser.add_argument("--vae-minutes", type=float, default=21)
-    parser.add_argument("--unet-minutes", type=float, default=84)
+    parser.add_argument("--unet-minutes", type=float, default=105)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads at most; 0 leaves it to torch")
     options = parser.parse_args()
     if options.threads:

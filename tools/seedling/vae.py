@@ -100,6 +100,12 @@ def fold_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     outward.weight /= gain[None, :, None, None]
 
 
+def adopt(folder: Path, run: Path) -> None:
+    """Let a run begin with the autoencoder of a pipeline folder, scaled already, in place of training one."""
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    save_checkpoint(run / CHECKPOINT_NAME, {"vae": vae.state_dict(), "finished": True})
+
+
 def _batch(pictures: NDArray[np.uint8], rng: np.random.Generator, cropped: bool) -> NDArray[np.uint8]:
     chosen = rng.integers(0, len(pictures) - HELD_OUT, BATCH_OF_CROPS if cropped else BATCH)
     if not cropped:
