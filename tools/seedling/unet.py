@@ -126,7 +126,7 @@ class Batches:
         return values, tokens
 
 
-def _timestep_bounds() -> Tensor:
+def timestep_bounds() -> Tensor:
     """Cumulative odds of the timesteps: half of them anywhere, half around the middle, where shapes are decided.
 
     As in https://arxiv.org/abs/2206.00364 (section 5): the ends of the schedule are nearly all signal or all noise.
@@ -182,7 +182,7 @@ def _train(crew: Crew, pictures_folder: Path, run: Path, minutes: float) -> None
         state |= {"optimizers": optimizers.state_dict(), "steps": steps, "samples": samples}
         save_checkpoint(run / CHECKPOINT_NAME, state | {"spent": pace.spent, "finished": finished})
 
-    bounds = _timestep_bounds()
+    bounds = timestep_bounds()
     losses: list[float] = []
     progress = pace.progress
     while progress < 1.0:
