@@ -127,7 +127,9 @@ def score_singles(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge
         name: share([three[index] for three in right]) for index, name in enumerate(("background", "color", "shape"))
     }
     figures["all"] = share([all(three) for three in right])
-    figures["unseen"] = share([all(three) for three, a in zip(right, asked, strict=True) if a.unseen])
+    unseen = [all(three) for three, a in zip(right, asked, strict=True) if a.unseen]
+    if unseen:
+        figures["unseen"] = share(unseen)
     return figures
 
 
@@ -149,8 +151,11 @@ def score_pairs(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: 
         names = judge.name([measure.cut_out(picture, first), measure.cut_out(picture, second)])
         shaped.append(all(name[0] == thing.shape for name, thing in zip(names, things, strict=True)))
     both = [a and b for a, b in zip(ordered, shaped, strict=True)]
+    figures = {"pair": share(ordered), "pair_and_shapes": share(both)}
     unseen = [right for right, a in zip(both, asked, strict=True) if a.unseen]
-    return {"pair": share(ordered), "pair_and_shapes": share(both), "pair_and_shapes_unseen": share(unseen)}
+    if unseen:
+        figures["pair_and_shapes_unseen"] = share(unseen)
+    return figures
 
 
 def score_counts(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:

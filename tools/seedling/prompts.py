@@ -104,15 +104,14 @@ _RELATIONS = (
 )
 
 
-def pairs() -> list[Asked]:
-    """Two objects, two colours, one of five relations; 24 with a combination never seen, 36 without."""
-    rng, held_out = random.Random(51), sorted(HELD_OUT)
+def _pairs(rng: random.Random, unseen: int, seen: int) -> list[Asked]:
+    held_out = sorted(HELD_OUT)
     asked = []
-    for index in range(60):
+    for index in range(unseen + seen):
         form, relation, in_order = _RELATIONS[index % len(_RELATIONS)]
         first, second, background = rng.sample(list(COLORS), 3)
         shapes = [rng.choice(_seen(first)), rng.choice(_seen(second))]
-        if index < 24:
+        if index < unseen:
             first, shapes[0] = held_out[index % len(held_out)]
             second, background = rng.sample([color for color in COLORS if color != first], 2)
             shapes[1] = rng.choice(_seen(second))
@@ -128,6 +127,11 @@ def pairs() -> list[Asked]:
     return asked
 
 
+def pairs() -> list[Asked]:
+    """Two objects, two colours, one of five relations; 24 with a combination never seen, 36 without."""
+    return _pairs(random.Random(51), 24, 36)
+
+
 _PLACES_OF = {
     2: ((0.27, 0.5), (0.73, 0.5)),
     3: ((0.5, 0.27), (0.27, 0.72), (0.73, 0.72)),
@@ -135,21 +139,25 @@ _PLACES_OF = {
 }
 
 
-def counts() -> list[Asked]:
-    """Two to four of a kind; 22 of a combination never seen, 26 of one seen."""
-    rng, held_out = random.Random(52), sorted(HELD_OUT)
+def _counts(rng: random.Random, unseen: int, seen: int) -> list[Asked]:
+    held_out = sorted(HELD_OUT)
     asked = []
-    for index in range(48):
+    for index in range(unseen + seen):
         number = list(COUNTS)[index % len(COUNTS)]
         color = rng.choice(list(COLORS))
         shape = rng.choice(_seen(color))
-        if index < 22:
+        if index < unseen:
             color, shape = held_out[index % len(held_out)]
         background = rng.choice([other for other in COLORS if other != color])
         text = f"{COUNTS[number]} {color} {shape}s on {with_article(background)} background"
         things = tuple(_thing(rng, color, shape, x, y, 0.16) for x, y in _PLACES_OF[number])
         asked.append(Asked(text, Group(Background(background), things)))
     return asked
+
+
+def counts() -> list[Asked]:
+    """Two to four of a kind; 22 of a combination never seen, 26 of one seen."""
+    return _counts(random.Random(52), 22, 26)
 
 
 _SCENES = {
@@ -200,6 +208,15 @@ def negatives() -> list[NegativePrompt]:
     asked += [NegativePrompt(f"{with_article(color)} shape", "shape") for color in list(COLORS)[: len(SHAPES)]]
     asked += [NegativePrompt(_SCENES[kind], "time", scene=kind) for kind in (*SCENES, SCENES[0])]
     return asked
+
+
+def tuning() -> tuple[list[Asked], list[Asked], list[Asked], list[Asked]]:
+    """Singles, pairs, counts, sizes to choose settings by: none of the 400, no combination held out."""
+    rng = random.Random(54)
+    asked = (_singles(rng, 0, 66), _pairs(rng, 0, 40), _counts(rng, 0, 24), _singles(rng, 0, 33, LARGER))
+    judged = {prompt.text for kind in everything() for prompt in kind}
+    singles, pairs, counts, sizes = ([a for a in kind if a.text not in judged] for kind in asked)
+    return singles, pairs, counts, sizes
 
 
 def everything() -> Iterator[Sequence[Asked | WordPrompt | NegativePrompt]]:

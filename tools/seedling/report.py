@@ -72,7 +72,7 @@ def table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def settings(run: Path, averaged: bool) -> str:
+def settings(run: Path, averaged: bool = False) -> str:
     """How a run was made, from its checkpoints and the code's constants."""
     cpu = torch.device("cpu")
     painted, seen = load_checkpoint(run / unet.CHECKPOINT_NAME, cpu), load_checkpoint(run / vae.CHECKPOINT_NAME, cpu)

@@ -38,6 +38,7 @@ from .vae import CHECKPOINT_NAME as VAE_CHECKPOINT
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 2e-3, 2e-3, 0.02
 RATE_HOLD = 0.45  # of the time; then down to nothing
 WARM_UP_STEPS = 50
+MINUTES = {"cpu": 105.0, "cuda": 11.0}
 BATCH_CPU, BATCH_GPU = 64, 512  # pictures of native size; fewer of larger ones
 EMPTY_SHARE, NEUTRAL_SHARE = 0.1, 0.025
 MIDDLE, MIDDLE_WIDTH = 0.5, 0.2  # of the schedule: where half of the timesteps are taken
@@ -142,8 +143,11 @@ def stratified_timesteps(bounds: Tensor, number: int) -> Tensor:
     return torch.searchsorted(bounds, shares).clamp_(0, TRAINING_TIMESTEPS - 1)
 
 
-def train(pictures_folder: Path, run: Path, minutes: float, workers: int = 0) -> None:
-    """Train for so many minutes in all, resuming from ``run``; 0 workers: one for each CPU core."""
+def train(pictures_folder: Path, run: Path, minutes: float | None = None, workers: int = 0) -> None:
+    """Train for so many minutes in all (by default as the device needs), resuming from ``run``.
+
+    0 workers: one for each CPU core.
+    """
     device = best_device()
     state = load_checkpoint(run / CHECKPOINT_NAME, device)
     if state is not None and state["finished"]:
@@ -151,7 +155,7 @@ def train(pictures_folder: Path, run: Path, minutes: float, workers: int = 0) ->
     _encode_latents(pictures_folder, run, run / "latents", device)
     if device.type == "cuda":
         workers = 1
-    train_together(workers or os.cpu_count() or 1, _train, pictures_folder, run, minutes)
+    train_together(workers or os.cpu_count() or 1, _train, pictures_folder, run, minutes or MINUTES[device.type])
 
 
 def _train(crew: Crew, pictures_folder: Path, run: Path, minutes: float) -> None:
@@ -224,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=105)
+    parser.add_argument("--minutes", type=float, help="default: 105, on a GPU 11")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each CPU core")
     options = parser.parse_args()
     train(options.pictures, options.run, options.minutes, options.workers)
