@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-dev ## ruff and mypy
 soak: $(VENV)/.installed ## 100,000 jobs while the daemon is killed again and again (about a quarter of an hour)
 	$(BIN)/python tools/soak.py
 
-seedling: $(VENV)/.installed ## train the bundled model from nothing (two hours on two cores; goes on where it stopped)
+seedling: $(VENV)/.installed ## train the bundled model from nothing (under three hours on two cores; goes on where it stopped)
 	$(BIN)/python -m tools.seedling.make
 
 seedling-eval: $(VENV)/.installed ## measure how well the bundled model follows prompts

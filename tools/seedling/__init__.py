@@ -13,7 +13,10 @@ vae, unet      the two trainings
 export         checkpoints -> a diffusers pipeline folder, swapped in at once
 measure        colours and counts by pixels
 judge          a small classifier of shapes, scenes and times
+prompts        the 400 prompts of the evaluation
 evaluate       how well a pipeline folder follows prompts, as one line of JSON
+tune           the same measuring, of other prompts, to choose settings by
+report         the figures against their bars, into docs/seedling.md
 sheet          a sheet of example pictures, for a person to look at
 make           all of it, one command
 """

@@ -35,8 +35,14 @@ NEUTRAL_PROMPTS = (
     "picture",
     "a picture",
     "a photo",
+    "a photo of",
+    "a painting of",
     "masterpiece, best quality",
+    "best quality, highly detailed",
+    "worst quality, ugly",
+    "deformed, watermark, text",
 )
+_ANY_SHAPE = ("shape", "shape", "object")
 _POSITION_PHRASES = {
     "left": ("on the left", "on the left side", "at the left"),
     "right": ("on the right", "on the right side", "at the right"),
@@ -81,7 +87,8 @@ def _color(rng: random.Random, color: str) -> str:
 
 
 def _noun(rng: random.Random, thing: Thing, keep_color: float = 0.9, size: str = "") -> str:
-    words = [size, _color(rng, thing.color) if rng.random() < keep_color else "", thing.shape]
+    shape = thing.shape if rng.random() < 0.95 else rng.choice(_ANY_SHAPE)
+    words = [size, _color(rng, thing.color) if rng.random() < keep_color else "", shape]
     return with_article(" ".join(word for word in words if word))
 
 
@@ -135,20 +142,33 @@ def _pair(rng: random.Random, plan: Pair) -> str:
     if plan.relation == "left":
         forms = (
             f"{first} next to {second}",
+            f"{first} next to {second}",
             f"{first} to the left of {second}",
+            f"{first} to the left of {second}",
+            f"{first} left of {second}",
             f"{second} to the right of {first}",
+            f"{second} to the right of {first}",
+            f"{second} right of {first}",
+            f"{first} beside {second}",
             f"{first} and {second}",
             f"{first} on the left and {second} on the right",
+            f"{second} on the right and {first} on the left",
         )
     else:
         forms = (
             f"{first} above {second}",
             f"{first} above {second}",
+            f"{first} above {second}",
+            f"{second} below {first}",
+            f"{second} below {first}",
             f"{second} below {first}",
             f"{first} on top of {second}",
+            f"{first} over {second}",
             f"{second} under {first}",
+            f"{second} beneath {first}",
+            f"{first} at the top and {second} at the bottom",
         )
-    return rng.choice(forms) + _on_background(rng, plan.background, 0.7)
+    return rng.choice(forms) + _on_background(rng, plan.background, 0.8)
 
 
 def _group(rng: random.Random, plan: Group) -> str:
@@ -184,8 +204,10 @@ def _single_word(rng: random.Random, plan: Plan) -> str:
         case Single(thing=None):
             words = (plan.background.color, plan.background.pattern)
         case Single(thing=Thing() as thing):
-            words = (thing.shape, thing.shape, thing.color, f"{thing.color} {thing.shape}", f"a {thing.shape}")
-            words += (f"{plan.background.color} background",)
+            color = _color(rng, thing.color)
+            words = (thing.shape, thing.shape, f"a {thing.shape}", f"{color} {thing.shape}")
+            words += (color, color, with_article(f"{color} shape"), "a shape")
+            words += (f"{plan.background.color} background", f"{plan.background.color} background")
         case Pair():
             words = (f"{plan.first.shape} and {plan.second.shape}", f"{plan.first.color} and {plan.second.color}")
         case Group():
@@ -197,7 +219,7 @@ def _single_word(rng: random.Random, plan: Plan) -> str:
 
 def caption(rng: random.Random, plan: Plan) -> str:
     """One prompt that is true of the plan."""
-    if rng.random() < 0.13:
+    if rng.random() < 0.15:
         return _single_word(rng, plan)
     match plan:
         case Single():

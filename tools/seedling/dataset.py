@@ -18,6 +18,7 @@ from .captions import caption
 from .drawing import draw
 from .picture import Frame, Plan, random_frame, random_plan
 
+PICTURES = 40_000
 CAPTIONS_PER_PICTURE = 5
 _CHUNK = 250
 
@@ -77,16 +78,6 @@ def load_captions(folder: Path, frame: Frame) -> list[list[str]]:
     return captions
 
 
-def load_plans(folder: Path) -> dict[Frame, list[Plan]]:
-    """What each picture shows, by size, in the order of the pictures."""
-    recipe = json.loads((folder / "recipe.json").read_text())
-    plans: dict[Frame, list[Plan]] = defaultdict(list)
-    for number in range(recipe["pictures"]):
-        plan, frame, _ = sample(recipe["seed"], number)
-        plans[frame].append(plan)
-    return plans
-
-
 def every_caption(folder: Path) -> Iterator[str]:
     for frame in frames(folder):
         for prompts in load_captions(folder, frame):
@@ -96,7 +87,7 @@ def every_caption(folder: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()

@@ -1,4 +1,8 @@
-"""How well a pipeline folder does what its prompts say, measured by program; the last line is JSON."""
+"""How well a pipeline folder does what its prompts say, measured by program; the last line is JSON.
+
+Colours, places and counts are read from the pixels; shapes, scenes and times of day by a classifier trained on
+drawings. What both say of right drawings, as they are and after the autoencoder, is measured too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +23,15 @@ from PIL import Image
 
 from . import judge as judges
 from . import measure, prompts, samplers
+from .architecture import new_text_encoder, new_unet, new_vae
 from .drawing import draw
-from .grammar import NATIVE_SIZE, held_out_combinations
 from .judge import Judge
-from .picture import Background, Single, Thing
-from .vae import to_unit
+from .picture import Frame, Group, Pair, Scene, Single
+from .prompts import LARGER, NATIVE, Asked
+from .vae import initialize, to_unit
 
 FIRST_SEED = 1000
 AT_ONCE = 10
-OTHER_SIZES = ((96, 128), (128, 160), (160, 160), (192, 192))  # height, width
 Figures = dict[str, float]
 
 
@@ -42,7 +47,7 @@ class Painter:
         self,
         texts: Sequence[str],
         negatives: Sequence[str] | None = None,
-        frame: tuple[int, int] = (NATIVE_SIZE, NATIVE_SIZE),
+        frame: Frame = NATIVE,
         first_seed: int = FIRST_SEED,
     ) -> list[Image.Image]:
         """One picture for each prompt, the seeds counting up."""
@@ -59,6 +64,13 @@ class Painter:
                 guidance_scale=self.guidance,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             ).images
+        return pictures
+
+    def paint_all(self, asked: Sequence[Asked]) -> list[Image.Image]:
+        """A picture for each, in its frame; runs of the same frame are painted together."""
+        pictures: list[Image.Image] = []
+        for frame, run in groupby(asked, key=lambda prompt: prompt.frame):
+            pictures += self.paint([prompt.text for prompt in run], frame=frame)
         return pictures
 
 
@@ -81,42 +93,114 @@ def open_painter(
     )
 
 
+def untrained(painter: Painter) -> Painter:
+    """The same architecture with random weights, to see that the measuring measures."""
+    torch.manual_seed(4)
+    pipeline = painter.pipeline
+    vae = new_vae()
+    initialize(vae)
+    pipeline.register_modules(vae=vae.eval(), unet=new_unet().eval())
+    pipeline.register_modules(text_encoder=new_text_encoder(pipeline.tokenizer).eval())
+    return painter
+
+
 def share(right: Sequence[bool]) -> float:
     return round(sum(right) / len(right), 4)
 
 
-def score_singles(asked: Sequence[prompts.SinglePrompt], pictures: list[Image.Image], judge: Judge) -> Figures:
+def _all_three(asked: Asked, picture: Image.Image, shape: str) -> tuple[bool, bool, bool]:
+    """Background, colour, shape."""
+    assert isinstance(asked.plan, Single)
+    assert asked.plan.thing is not None
+    return (
+        measure.background_color(picture) == asked.plan.background.color,
+        measure.object_color(picture) == asked.plan.thing.color,
+        shape == asked.plan.thing.shape,
+    )
+
+
+def score_singles(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:
+    """One object: background, colour, shape; all three, and all three where the combination was never seen."""
     named = judge.name(pictures)
-    background = [measure.background_color(p) == a.background for p, a in zip(pictures, asked, strict=True)]
-    color = [measure.object_color(p) == a.color for p, a in zip(pictures, asked, strict=True)]
-    shape = [name[0] == a.shape for name, a in zip(named, asked, strict=True)]
-    every = [all(three) for three in zip(background, color, shape, strict=True)]
-    return {"background": share(background), "color": share(color), "shape": share(shape), "all": share(every)}
-
-
-def score_pairs(painter: Painter) -> Figures:
-    asked = prompts.pairs()
-    right = []
-    for picture, prompt in zip(painter.paint([a.text for a in asked]), asked, strict=True):
-        first, second = measure.place_of(picture, prompt.first), measure.place_of(picture, prompt.second)
-        axis = 1 if prompt.upright else 0
-        right.append(first is not None and second is not None and first[axis] + 0.1 < second[axis])
-    return {"pair": share(right)}
-
-
-def score_counts(painter: Painter) -> Figures:
-    asked = prompts.counts()
-    pictures = painter.paint([a.text for a in asked])
-    return {"count": share([measure.count(p, a.color) == a.number for p, a in zip(pictures, asked, strict=True)])}
-
-
-def score_scenes(painter: Painter, judge: Judge) -> Figures:
-    asked = prompts.scenes()
-    named = judge.name(painter.paint([a.text for a in asked]))
-    return {
-        "scene": share([name[1] == a.scene for name, a in zip(named, asked, strict=True)]),
-        "time": share([name[2] == a.time for name, a in zip(named, asked, strict=True)]),
+    right = [_all_three(a, p, name[0]) for a, p, name in zip(asked, pictures, named, strict=True)]
+    figures = {
+        name: share([three[index] for three in right]) for index, name in enumerate(("background", "color", "shape"))
     }
+    figures["all"] = share([all(three) for three in right])
+    unseen = [all(three) for three, a in zip(right, asked, strict=True) if a.unseen]
+    if unseen:
+        figures["unseen"] = share(unseen)
+    return figures
+
+
+def score_pairs(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:
+    """Two objects: the right colours in the right order; and both shapes, each cut out and judged alone."""
+    ordered, shaped = [], []
+    for prompt, picture in zip(asked, pictures, strict=True):
+        assert isinstance(prompt.plan, Pair)
+        things = (prompt.plan.first, prompt.plan.second)
+        spots = measure.spots(picture)
+        found = [next((spot for spot in spots if spot.color == thing.color), None) for thing in things]
+        first, second = found
+        if first is None or second is None:
+            ordered.append(False)
+            shaped.append(False)
+            continue
+        gap = second.y - first.y if prompt.plan.relation == "above" else second.x - first.x
+        ordered.append(gap > 0.1)
+        names = judge.name([measure.cut_out(picture, first), measure.cut_out(picture, second)])
+        shaped.append(all(name[0] == thing.shape for name, thing in zip(names, things, strict=True)))
+    both = [a and b for a, b in zip(ordered, shaped, strict=True)]
+    figures = {"pair": share(ordered), "pair_and_shapes": share(both)}
+    unseen = [right for right, a in zip(both, asked, strict=True) if a.unseen]
+    if unseen:
+        figures["pair_and_shapes_unseen"] = share(unseen)
+    return figures
+
+
+def score_counts(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:
+    """Several of a kind: the right number of the right colour; and every one of the right shape."""
+    counted, shaped = [], []
+    for prompt, picture in zip(asked, pictures, strict=True):
+        assert isinstance(prompt.plan, Group)
+        thing = prompt.plan.things[0]
+        counted.append(measure.count(picture, thing.color) == len(prompt.plan.things))
+        pieces = [measure.cut_out(picture, spot) for spot in measure.whole_spots(picture, thing.color)]
+        shaped.append(bool(pieces) and all(name[0] == thing.shape for name in judge.name(pieces)))
+    return {
+        "count": share(counted),
+        "count_and_shapes": share([a and b for a, b in zip(counted, shaped, strict=True)]),
+    }
+
+
+def score_scenes(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:
+    scene, time_of_day = [], []
+    for prompt, name in zip(asked, judge.name(pictures), strict=True):
+        assert isinstance(prompt.plan, Scene)
+        scene.append(name[1] == prompt.plan.kind)
+        time_of_day.append(name[2] == prompt.plan.time)
+    return {"scene": share(scene), "time": share(time_of_day)}
+
+
+def score_sizes(asked: Sequence[Asked], pictures: Sequence[Image.Image], judge: Judge) -> Figures:
+    """Other sizes: background, colour and shape right, and one object only."""
+    right = []
+    for prompt, picture, name in zip(asked, pictures, judge.name(pictures), strict=True):
+        assert isinstance(prompt.plan, Single)
+        assert prompt.plan.thing is not None
+        single = measure.count(picture, prompt.plan.thing.color) == 1
+        right.append(single and all(_all_three(prompt, picture, name[0])))
+    at_192 = [fine for fine, prompt in zip(right, asked, strict=True) if prompt.frame == LARGER]
+    return {"sizes": share(right), "at_192": share(at_192)}
+
+
+SCORED = (
+    (prompts.singles, score_singles),
+    (prompts.pairs, score_pairs),
+    (prompts.counts, score_counts),
+    (prompts.scenes, score_scenes),
+    (prompts.sizes, score_sizes),
+)
 
 
 def score_words(painter: Painter, judge: Judge) -> Figures:
@@ -137,82 +221,110 @@ def score_words(painter: Painter, judge: Judge) -> Figures:
 
 
 def score_negatives(painter: Painter, judge: Judge) -> Figures:
-    """Paint with colours left open; name one that came in the negative prompt: it must go, the shape must stay."""
-    texts = prompts.open_prompts()
-    plain = painter.paint(texts)
-    backgrounds = [measure.background_color(picture) for picture in plain]
-    colors = [measure.object_color(picture) for picture in plain]
-    halves = [index % 2 == 0 for index in range(len(texts))]
-    negatives = [
-        f"{background} background" if half else f"{color or 'blurry'}"
-        for half, background, color in zip(halves, backgrounds, colors, strict=True)
+    """Paint what leaves something open, then again with what came named in the negative prompt.
+
+    It must go, and what the prompt did ask for must stay.
+    """
+    asked = prompts.negatives()
+    texts = [a.text for a in asked]
+
+    def seen(pictures: list[Image.Image]) -> list[dict[str, str | None]]:
+        return [
+            {
+                "shape": name[0],
+                "scene": name[1],
+                "time": name[2],
+                "color": measure.object_color(picture),
+                "background": measure.background_color(picture),
+            }
+            for picture, name in zip(pictures, judge.name(pictures), strict=True)
+        ]
+
+    before = seen(painter.paint(texts))
+    named = [came[a.kind] or "" for came, a in zip(before, asked, strict=True)]
+    negatives = [f"{n} background" if a.kind == "background" else n for n, a in zip(named, asked, strict=True)]
+    after = seen(painter.paint(texts, negatives))
+    right = [
+        now[a.kind] not in (name, "", None)
+        and name != ""
+        and a.shape in ("", now["shape"])
+        and a.scene in ("", now["scene"])
+        for now, name, a in zip(after, named, asked, strict=True)
     ]
-    steered = painter.paint(texts, negatives)
-    right = []
-    for index, (picture, name) in enumerate(zip(steered, judge.name(steered), strict=True)):
-        if halves[index]:
-            gone = measure.background_color(picture) != backgrounds[index]
-        else:
-            gone = measure.object_color(picture) not in (colors[index], None)
-        right.append(gone and f"a {name[0]}" == texts[index])
-    return {"negative": share(right)}
+    colors = [fine for fine, a in zip(right, asked, strict=True) if a.kind in ("color", "background")]
+    words = [fine for fine, a in zip(right, asked, strict=True) if a.kind in ("shape", "time")]
+    return {"negative": share(right), "negative_color": share(colors), "negative_word": share(words)}
 
 
-def score_sizes(painter: Painter, judge: Judge) -> Figures:
-    """Other sizes: background, colour and shape right, and one object only."""
-    asked = prompts.singles()
-    right: list[bool] = []
-    for index, frame in enumerate(OTHER_SIZES):
-        part = asked[index * 10 : index * 10 + 10]
-        pictures = painter.paint([a.text for a in part], frame=frame)
-        for picture, name, prompt in zip(pictures, judge.name(pictures), part, strict=True):
-            right.append(
-                measure.background_color(picture) == prompt.background
-                and measure.object_color(picture) == prompt.color
-                and name[0] == prompt.shape
-                and measure.count(picture, prompt.color) == 1
-            )
-    return {"sizes": share(right)}
+def score_circle(painter: Painter, seeds: int = 20) -> Figures:
+    """How far the median large red circle is from a disc; see ``measure.out_of_round``."""
+    pictures = painter.paint([prompts.CIRCLE] * seeds, first_seed=1)
+    return {"circle": round(statistics.median(measure.out_of_round(picture, "red") for picture in pictures), 4)}
 
 
 def seconds_per_picture(painter: Painter) -> Figures:
-    """One picture at a time, the median of five, after one to warm up."""
+    """One picture at a time on one core, the median of seven, after one to warm up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     taken = []
-    for seed in range(6):
+    for seed in range(8):
         started = time.perf_counter()
         painter.paint(["a red heart on a white background"], first_seed=seed)
         taken.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
     return {"seconds_per_picture": round(statistics.median(taken[1:]), 3)}
 
 
 def evaluate(painter: Painter, judge: Judge) -> Iterator[Figures]:
     """Every figure, as it is measured."""
-    asked = prompts.singles()
-    yield score_singles(asked, painter.paint([a.text for a in asked]), judge)
-    yield score_pairs(painter)
-    yield score_counts(painter)
-    yield score_scenes(painter, judge)
+    for prompts_of, score in SCORED:
+        asked = prompts_of()
+        yield score(asked, painter.paint_all(asked), judge)
     yield score_words(painter, judge)
     yield score_negatives(painter, judge)
-    yield score_sizes(painter, judge)
+    yield score_circle(painter)
     yield seconds_per_picture(painter)
 
 
-def ceiling(painter: Painter, judge: Judge) -> Figures:
-    """What the measuring says of right drawings that went once through the autoencoder."""
+def drawn(asked: Sequence[Asked]) -> list[Image.Image]:
+    """What the prompts ask for, as the drawing program draws it."""
     rng = random.Random(7)
-    pictures = []
-    for color, shape, background in held_out_combinations()[:60]:
-        x, y = 0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1)
-        thing = Thing(shape, color, x, y, rng.uniform(0.22, 0.33), rng.uniform(-5, 5))
-        plan = Single(Background(background), thing, "medium", "center")
-        pictures.append(draw(plan, (NATIVE_SIZE, NATIVE_SIZE), rng))
+    return [draw(prompt.plan, prompt.frame, rng) for prompt in asked]
+
+
+@torch.no_grad()
+def reconstructed(painter: Painter, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """The pictures, once through the autoencoder."""
+    back: list[Image.Image] = []
     vae = painter.pipeline.vae
-    with torch.no_grad():
-        units = to_unit(np.stack([np.asarray(picture) for picture in pictures]), torch.device("cpu"))
-        back = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in units.split(10)]
-    images = painter.pipeline.image_processor.postprocess(torch.cat(back))
-    return {f"ceiling_{name}": value for name, value in score_singles(prompts.singles(), images, judge).items()}
+    for picture in pictures:
+        unit = to_unit(np.asarray(picture)[None], torch.device("cpu"))
+        back += painter.pipeline.image_processor.postprocess(vae.decode(vae.encode(unit).latent_dist.mode()).sample)
+    return back
+
+
+def limits(painter: Painter, judge: Judge) -> Figures:
+    """What the measuring says of right drawings: ``drawn_…`` as they are, ``vae_…`` after the autoencoder."""
+    figures: Figures = {}
+    for prompts_of, score in SCORED:
+        asked = prompts_of()
+        right = drawn(asked)
+        figures |= {f"drawn_{name}": figure for name, figure in score(asked, right, judge).items()}
+        back = reconstructed(painter, right)
+        figures |= {f"vae_{name}": figure for name, figure in score(asked, back, judge).items()}
+    return figures
+
+
+def report(painter: Painter, judge: Judge) -> Figures:
+    """Every figure and every limit, printed as they come; the last line is all of them as JSON."""
+    figures: Figures = {f"judge_{name}": figure for name, figure in judges.accuracy(judge).items()}
+    print("judge, on drawings it has not seen:", figures, flush=True)
+    for some in evaluate(painter, judge):
+        print(some, flush=True)
+        figures |= some
+    figures |= limits(painter, judge)
+    print(json.dumps(figures), flush=True)
+    return figures
 
 
 def main() -> None:
@@ -223,24 +335,13 @@ def main() -> None:
     parser.add_argument("--schedule", choices=samplers.SCHEDULES)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--singles", action="store_true", help="the sixty single objects only")
+    parser.add_argument("--untrained", action="store_true", help="random weights in the same architecture")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    judge = judges.load_or_train(options.judge)
-    print("judge, on drawings it has not seen:", judges.accuracy(judge), flush=True)
     painter = open_painter(options.folder, options.sampler, options.schedule, options.steps, options.guidance)
-    figures: Figures = {}
-    if options.singles:
-        asked = prompts.singles()
-        figures |= score_singles(asked, painter.paint([a.text for a in asked]), judge)
-    else:
-        print(ceiling(painter, judge), flush=True)
-        for some in evaluate(painter, judge):
-            print(some, flush=True)
-            figures |= some
-    print(json.dumps(figures))
+    report(untrained(painter) if options.untrained else painter, judges.load_or_train(options.judge))
 
 
 if __name__ == "__main__":

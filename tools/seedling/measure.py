@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from .grammar import COLORS
+from .grammar import COLORS, NATIVE_SIZE
 
 _NAMES = tuple(COLORS)
 _PALETTE = np.array([COLORS[name] for name in _NAMES], dtype=np.float32)
@@ -23,6 +23,8 @@ class Spot:
     share: float
     x: float
     y: float
+    rows: NDArray[np.int64] = field(repr=False, compare=False)
+    columns: NDArray[np.int64] = field(repr=False, compare=False)
 
 
 def color_names(picture: Image.Image) -> NDArray[np.int64]:
@@ -58,7 +60,7 @@ def spots(picture: Image.Image) -> list[Spot]:
             share = len(rows) / names.size
             if share >= SMALLEST_SHARE:
                 x, y = columns.mean() / names.shape[1], rows.mean() / names.shape[0]
-                found.append(Spot(_NAMES[name], share, float(x), float(y)))
+                found.append(Spot(_NAMES[name], share, float(x), float(y), rows, columns))
     return sorted(found, key=lambda spot: -spot.share)
 
 
@@ -94,10 +96,43 @@ def object_color(picture: Image.Image) -> str | None:
 
 def count(picture: Image.Image, color: str) -> int:
     """How many separate spots of a colour; those under a quarter of the largest are crumbs."""
-    sizes = [spot.share for spot in spots(picture) if spot.color == color]
-    return sum(size > max(sizes) / 4 for size in sizes)
+    return len(whole_spots(picture, color))
 
 
-def place_of(picture: Image.Image, color: str) -> tuple[float, float] | None:
-    """The centre of the largest spot of a colour."""
-    return next(((spot.x, spot.y) for spot in spots(picture) if spot.color == color), None)
+def whole_spots(picture: Image.Image, color: str) -> list[Spot]:
+    """The separate spots of a colour, without crumbs."""
+    found = [spot for spot in spots(picture) if spot.color == color]
+    return [spot for spot in found if spot.share > found[0].share / 4]
+
+
+def cut_out(picture: Image.Image, spot: Spot) -> Image.Image:
+    """A spot alone on its background, in the middle of a picture of native size, as large as a medium object."""
+    mask = np.zeros((picture.height, picture.width), dtype=np.uint8)
+    mask[spot.rows, spot.columns] = 255
+    cut = Image.fromarray(mask).filter(ImageFilter.MaxFilter(5))  # the spot was eroded, and its edge belongs to it
+    flat = Image.new("RGB", picture.size, COLORS[background_color(picture)])
+    flat.paste(picture, mask=cut)
+    middle_x = int(spot.columns.min() + spot.columns.max()) // 2
+    middle_y = int(spot.rows.min() + spot.rows.max()) // 2
+    half = max(int(np.ptp(spot.rows)), int(np.ptp(spot.columns)), 8)
+    canvas = Image.new("RGB", (2 * half, 2 * half), COLORS[background_color(picture)])
+    canvas.paste(flat, (half - middle_x, half - middle_y))
+    return canvas.resize((NATIVE_SIZE, NATIVE_SIZE), Image.Resampling.LANCZOS)
+
+
+def out_of_round(picture: Image.Image, color: str) -> float:
+    """How far the largest region of a colour is from a disc: what the two do not share, over the disc's area.
+
+    The disc has the region's centre and area. A drawn circle gives 0.02, a square 0.18, a region that is not there 1.
+    """
+    mask = color_names(picture) == _NAMES.index(color)
+    regions = _regions(mask)
+    if not regions:
+        return 1.0
+    rows, columns = max(regions, key=lambda region: len(region[0]))
+    region = np.zeros(mask.shape, dtype=bool)
+    region[rows, columns] = True
+    down, across = np.indices(mask.shape)
+    away = np.square(down - rows.mean()) + np.square(across - columns.mean())
+    disc = away <= len(rows) / np.pi
+    return float((region ^ disc).sum() / disc.sum())

@@ -9,6 +9,7 @@ from .grammar import (
     COLORS,
     COUNTS,
     FRAMES,
+    HELD_OUT,
     PATTERNS,
     POSITIONS,
     RELATIONS,
@@ -16,7 +17,6 @@ from .grammar import (
     SHAPES,
     SIZES,
     TIMES,
-    held_out_combinations,
 )
 
 Frame = tuple[int, int]  # height, width
@@ -78,8 +78,29 @@ class Scene:
 
 Plan = Single | Pair | Group | Scene
 
-_RADII = {"small": (0.12, 0.17), "medium": (0.22, 0.33), "large": (0.36, 0.45)}
+
+def combinations(plan: Plan) -> frozenset[tuple[str, str]]:
+    """Every (color, shape) that a picture of the plan shows."""
+    things: tuple[Thing, ...] = ()
+    match plan:
+        case Single(thing=Thing() as thing):
+            things = (thing,)
+        case Pair():
+            things = (plan.first, plan.second)
+        case Group():
+            things = plan.things
+        case _:
+            pass
+    return frozenset((thing.color, thing.shape) for thing in things)
+
+
+_RADII = {"small": (0.12, 0.17), "medium": (0.2, 0.34), "large": (0.36, 0.45)}
 _TILTS = {"circle": 0.0, "ring": 0.0, "diamond": 4.0, "heart": 8.0, "square": 8.0, "triangle": 10.0, "star": 12.0}
+
+
+def _shape(rng: random.Random, color: str) -> str:
+    """A shape that training may show in this colour."""
+    return rng.choice([shape for shape in SHAPES if (color, shape) not in HELD_OUT])
 
 
 def _other_colors(rng: random.Random, *taken: str) -> str:
@@ -91,7 +112,7 @@ def _tilt(rng: random.Random, shape: str) -> float:
 
 
 def _background(rng: random.Random, *taken: str) -> Background:
-    pattern = "plain" if rng.random() < 0.8 else rng.choice(PATTERNS[1:])
+    pattern = "plain" if rng.random() < 0.87 else rng.choice(PATTERNS[1:])
     return Background(_other_colors(rng, *taken), pattern)
 
 
@@ -100,16 +121,15 @@ def _inside(value: float, radius: float) -> float:
 
 
 def random_single(rng: random.Random) -> Single:
-    shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
+    color = rng.choice(list(COLORS))
+    shape = _shape(rng, color)
     background = _background(rng, color)
-    while (color, shape, background.color) in held_out_combinations():
-        background = _background(rng, color)
-    size = rng.choices(SIZES, (0.17, 0.66, 0.17))[0]
+    size = rng.choices(SIZES, (0.15, 0.63, 0.22))[0]
     position = "center" if size == "large" or rng.random() < 0.72 else rng.choice(list(POSITIONS)[1:])
     radius = rng.uniform(*_RADII[size])
     if position != "center":
         radius = min(radius, 0.26)
-    wobble = 0.10 if position == "center" else 0.05
+    wobble = 0.13 if position == "center" else 0.05
     x, y = (share + rng.uniform(-wobble, wobble) for share in POSITIONS[position])
     thing = Thing(shape, color, _inside(x, radius), _inside(y, radius), radius, _tilt(rng, shape))
     return Single(background, thing, size, position)
@@ -127,7 +147,7 @@ def random_pair(rng: random.Random) -> Pair:
     relation = rng.choice(RELATIONS)
     things = []
     for color, center in ((first_color, 0.27), (second_color, 0.73)):
-        shape = rng.choice(SHAPES)
+        shape = _shape(rng, color)
         radius = rng.uniform(0.15, 0.21)
         along, across = center + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.1, 0.1)
         x, y = (along, across) if relation == "left" else (across, along)
@@ -143,7 +163,8 @@ _LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 
 def random_group(rng: random.Random) -> Group:
-    shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
+    color = rng.choice(list(COLORS))
+    shape = _shape(rng, color)
     layout = rng.choice(_LAYOUTS[rng.choice(list(COUNTS))])
     in_a_row = len({y for _, y in layout}) == 1 and len(layout) == 3
     radius = rng.uniform(0.11, 0.14) if in_a_row else rng.uniform(0.13, 0.19)
@@ -166,7 +187,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 _KINDS = (random_single, random_bare_background, random_pair, random_group, random_scene)
-_KIND_SHARES = (0.45, 0.03, 0.13, 0.12, 0.27)
+_KIND_SHARES = (0.45, 0.03, 0.22, 0.12, 0.18)
 
 
 def random_plan(rng: random.Random) -> Plan:

@@ -32,16 +32,17 @@ from .crew import Crew, train_together
 from .grammar import NATIVE_SIZE
 from .optimizers import Optimizers, split_matrices
 from .pace import Every, Pace, best_device, held_then_linear, load_checkpoint, save_checkpoint
-from .picture import Background, Frame, Group, Plan, Scene, Single, Thing
 from .tokenizer import LENGTH
 from .vae import CHECKPOINT_NAME as VAE_CHECKPOINT
 
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 2e-3, 2e-3, 0.02
 RATE_HOLD = 0.45  # of the time; then down to nothing
 WARM_UP_STEPS = 50
-BATCH_CPU, BATCH_GPU = 48, 512  # pictures of native size; fewer of larger ones
-EMPTY_SHARE, NEUTRAL_SHARE = 0.09, 0.02
-EMA_DECAY = 0.998
+MINUTES = {"cpu": 105.0, "cuda": 11.0}
+BATCH_CPU, BATCH_GPU = 64, 512  # pictures of native size; fewer of larger ones
+EMPTY_SHARE, NEUTRAL_SHARE = 0.1, 0.025
+MIDDLE, MIDDLE_WIDTH = 0.5, 0.2  # of the schedule: where half of the timesteps are taken
+EMA_DECAY = 0.999
 CHECKPOINT_NAME = "unet.pt"
 
 
@@ -76,31 +77,14 @@ def follow(average: nn.Module, model: nn.Module, steps: int) -> None:
     torch._foreach_lerp_(averages, values, share)
 
 
-def emphasis(plan: Plan, frame: Frame) -> float:
-    """How often a picture is taken, against others: colours and scenes are learnt early, shapes late."""
-    native = 1.0 if frame == (NATIVE_SIZE, NATIVE_SIZE) else 0.6
-    match plan:
-        case Single(background=Background(pattern="plain"), thing=Thing()):
-            return 2.5 * native
-        case Group():
-            return 1.2 * native
-        case Scene():
-            return 0.6 * native
-        case _:
-            return 1.0 * native
-
-
 class Shelf:
-    """Latents and tokenized prompts of one size, and how often each is wanted."""
+    """Latents and tokenized prompts of one size."""
 
-    def __init__(self, values: NDArray[np.float16], tokens: NDArray[np.int16], emphases: NDArray[np.float64]) -> None:
+    def __init__(self, values: NDArray[np.float16], tokens: NDArray[np.int16]) -> None:
         self.values, self.tokens = torch.from_numpy(values), torch.from_numpy(tokens)
-        self.emphasis = float(emphases.sum())
-        self._bounds = emphases.cumsum() / self.emphasis
 
     def take(self, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
-        places = np.searchsorted(self._bounds, rng.random(number), side="right")
-        chosen = torch.from_numpy(places.clip(max=len(self.values) - 1))
+        chosen = torch.from_numpy(rng.integers(0, len(self.values), number))
         prompts = torch.from_numpy(rng.integers(0, self.tokens.shape[1], number))
         return self.values[chosen].float(), self.tokens[chosen, prompts].long()
 
@@ -111,23 +95,21 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> NDArray[np.int16]:
 
 
 def _shelves(tokenizer: CLIPTokenizer, pictures_folder: Path, latents_folder: Path) -> Iterator[Shelf]:
-    plans = dataset.load_plans(pictures_folder)
     for frame in dataset.frames(pictures_folder):
         prompts = dataset.load_captions(pictures_folder, frame)
         tokens = tokenize(tokenizer, [prompt for several in prompts for prompt in several])
-        emphases = np.array([emphasis(plan, frame) for plan in plans[frame]])
-        yield Shelf(latents.load(latents_folder, frame), tokens.reshape(len(prompts), -1, LENGTH), emphases)
+        yield Shelf(latents.load(latents_folder, frame), tokens.reshape(len(prompts), -1, LENGTH))
 
 
 class Batches:
-    """Endless batches, each of one size; over time every picture comes as often as its emphasis says."""
+    """Endless batches, each of one size; over time every picture comes equally often."""
 
     def __init__(self, shelves: list[Shelf], tokenizer: CLIPTokenizer, batch: int, seed: int) -> None:
         self._shelves = shelves
         native = (NATIVE_SIZE // 8) ** 2
         areas = [shelf.values.shape[2] * shelf.values.shape[3] for shelf in shelves]
         self._sizes = [max(round(batch * native / area), 1) for area in areas]
-        odds = np.array([shelf.emphasis / size for shelf, size in zip(shelves, self._sizes, strict=True)])
+        odds = np.array([len(shelf.values) / size for shelf, size in zip(shelves, self._sizes, strict=True)])
         self._odds = odds / odds.sum()
         self._rng = np.random.default_rng(seed)
         self._empty = torch.from_numpy(tokenize(tokenizer, [""])).long()
@@ -145,14 +127,27 @@ class Batches:
         return values, tokens
 
 
-def stratified_timesteps(number: int) -> Tensor:
-    """One from each of ``number`` equal parts of the schedule."""
+def timestep_bounds() -> Tensor:
+    """Cumulative odds of the timesteps: half of them anywhere, half around the middle, where shapes are decided.
+
+    As in https://arxiv.org/abs/2206.00364 (section 5): the ends of the schedule are nearly all signal or all noise.
+    """
+    places = (torch.arange(TRAINING_TIMESTEPS) + 0.5) / TRAINING_TIMESTEPS
+    middle = torch.exp(-0.5 * ((places - MIDDLE) / MIDDLE_WIDTH) ** 2)
+    return (0.5 / TRAINING_TIMESTEPS + 0.5 * middle / middle.sum()).cumsum(0)
+
+
+def stratified_timesteps(bounds: Tensor, number: int) -> Tensor:
+    """One from each of ``number`` equally likely parts of the schedule."""
     shares = (torch.randperm(number) + torch.rand(number)) / number
-    return (shares * TRAINING_TIMESTEPS).long().clamp_(0, TRAINING_TIMESTEPS - 1)
+    return torch.searchsorted(bounds, shares).clamp_(0, TRAINING_TIMESTEPS - 1)
 
 
-def train(pictures_folder: Path, run: Path, minutes: float, workers: int = 0) -> None:
-    """Train for so many minutes in all, resuming from ``run``; 0 workers: one for each CPU core."""
+def train(pictures_folder: Path, run: Path, minutes: float | None = None, workers: int = 0) -> None:
+    """Train for so many minutes in all (by default as the device needs), resuming from ``run``.
+
+    0 workers: one for each CPU core.
+    """
     device = best_device()
     state = load_checkpoint(run / CHECKPOINT_NAME, device)
     if state is not None and state["finished"]:
@@ -160,7 +155,7 @@ def train(pictures_folder: Path, run: Path, minutes: float, workers: int = 0) ->
     _encode_latents(pictures_folder, run, run / "latents", device)
     if device.type == "cuda":
         workers = 1
-    train_together(workers or os.cpu_count() or 1, _train, pictures_folder, run, minutes)
+    train_together(workers or os.cpu_count() or 1, _train, pictures_folder, run, minutes or MINUTES[device.type])
 
 
 def _train(crew: Crew, pictures_folder: Path, run: Path, minutes: float) -> None:
@@ -191,12 +186,13 @@ def _train(crew: Crew, pictures_folder: Path, run: Path, minutes: float) -> None
         state |= {"optimizers": optimizers.state_dict(), "steps": steps, "samples": samples}
         save_checkpoint(run / CHECKPOINT_NAME, state | {"spent": pace.spent, "finished": finished})
 
+    bounds = timestep_bounds()
     losses: list[float] = []
     progress = pace.progress
     while progress < 1.0:
         clean, tokens = (tensor.to(device) for tensor in batches.next())
         noise = torch.randn_like(clean)
-        timesteps = stratified_timesteps(len(clean)).to(device)
+        timesteps = stratified_timesteps(bounds, len(clean)).to(device)
         noisy = noising.add_noise(clean, noise, timesteps)
         target = noising.get_velocity(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
@@ -232,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=84)
+    parser.add_argument("--minutes", type=float, help="default: 105, on a GPU 11")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one for each CPU core")
     options = parser.parse_args()
     train(options.pictures, options.run, options.minutes, options.workers)

@@ -23,7 +23,9 @@ MUON_RATE, ADAM_RATE = 3e-3, 2e-3
 KL_WEIGHT = 2e-4
 CROP = 64
 CROPS_UNTIL = 0.6  # of the time; whole pictures after
-BATCH_OF_CROPS, BATCH = 16, 8
+BATCH_OF_CROPS, BATCH = 16, 8  # so many times as many on a GPU:
+ON_GPU = 8
+MINUTES = {"cpu": 21.0, "cuda": 3.0}
 HELD_OUT = 200  # the last pictures of native size measure, and do not train
 LOG_VARIANCE_BIAS = -5.0
 CHECKPOINT_NAME = "vae.pt"
@@ -100,16 +102,22 @@ def fold_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     outward.weight /= gain[None, :, None, None]
 
 
-def _batch(pictures: NDArray[np.uint8], rng: np.random.Generator, cropped: bool) -> NDArray[np.uint8]:
-    chosen = rng.integers(0, len(pictures) - HELD_OUT, BATCH_OF_CROPS if cropped else BATCH)
+def adopt(folder: Path, run: Path) -> None:
+    """Let a run begin with the autoencoder of a pipeline folder, scaled already, in place of training one."""
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    save_checkpoint(run / CHECKPOINT_NAME, {"vae": vae.state_dict(), "finished": True})
+
+
+def _batch(pictures: NDArray[np.uint8], rng: np.random.Generator, cropped: bool, times: int) -> NDArray[np.uint8]:
+    chosen = rng.integers(0, len(pictures) - HELD_OUT, times * (BATCH_OF_CROPS if cropped else BATCH))
     if not cropped:
         return np.ascontiguousarray(pictures[np.sort(chosen)])
     corners = rng.integers(0, NATIVE_SIZE - CROP + 1, (len(chosen), 2))
     return np.stack([pictures[n, y : y + CROP, x : x + CROP] for n, (y, x) in zip(chosen, corners, strict=True)])
 
 
-def train(pictures_folder: Path, run: Path, minutes: float) -> AutoencoderKL:
-    """Train for so many minutes in all, resuming from ``run``; the result has its latents scaled."""
+def train(pictures_folder: Path, run: Path, minutes: float | None = None) -> AutoencoderKL:
+    """Train for so many minutes in all (by default as the device needs), resuming from ``run``; scales the latents."""
     device = best_device()
     pictures = dataset.load_pictures(pictures_folder, (NATIVE_SIZE, NATIVE_SIZE))
     torch.manual_seed(1)
@@ -128,15 +136,16 @@ def train(pictures_folder: Path, run: Path, minutes: float) -> AutoencoderKL:
         optimizers.load_state_dict(state["optimizers"])
         steps, spent = state["steps"], state["spent"]
     rng = np.random.default_rng(1 + steps)
+    times = ON_GPU if device.type == "cuda" else 1
     held_out = to_unit(np.array(pictures[-HELD_OUT:]), device)
-    pace, checkpoints, reports = Pace(minutes, spent), Every(120), Every(30)
+    pace, checkpoints, reports = Pace(minutes or MINUTES[device.type], spent), Every(120), Every(30)
 
     def save(finished: bool) -> None:
         state = {"vae": vae.state_dict(), "optimizers": optimizers.state_dict()}
         save_checkpoint(checkpoint, state | {"steps": steps, "spent": pace.spent, "finished": finished})
 
     while not pace.over:
-        batch = to_unit(_batch(pictures, rng, pace.progress < CROPS_UNTIL), device)
+        batch = to_unit(_batch(pictures, rng, pace.progress < CROPS_UNTIL, times), device)
         with torch.autocast(device.type, torch.bfloat16):
             loss, _ = loss_of(vae, batch)
         loss.backward()
@@ -160,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--minutes", type=float, default=21)
+    parser.add_argument("--minutes", type=float, help="default: 21, on a GPU 3")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     options = parser.parse_args()
     if options.threads:
