@@ -162,7 +162,7 @@ class Survivor(House):
         return {
             file.parent.relative_to(self.top).as_posix(): digest(read_state(file.parent))
             for base in (self.darkroom.done, self.darkroom.failed)
-            for file in base.rglob("request.json")
+            for file in base.rglob("request.*")
         }
 
     def results(self) -> dict[str, dict[str, Any]]:
