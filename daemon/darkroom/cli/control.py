@@ -13,30 +13,30 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from darkroom.cli.status import existing_spool
 from darkroom.cli.submit import reveal
-from darkroom.config import load
 from darkroom.errors import StorageTrouble, UsageError
 from darkroom.spool import (
-    KINDS,
     PAUSE,
     Arrival,
     Spool,
     Ticket,
     published_name,
+    request_in,
 )
 from darkroom.spool.ticket import CANCEL, RETRY
 
 
 def pause(config_file: Path | None, root: Path | None, why: str) -> None:
     """Stop new claims. Raises UsageError."""
-    spool = _spool(config_file, root)
+    spool = existing_spool(config_file, root)
     _write(spool, spool.root / PAUSE, f"{why}\n" if why else "")
     print("paused: the job that runs is finished, no other is begun; `darkroom resume` goes on")
 
 
 def resume(config_file: Path | None, root: Path | None) -> None:
     """Let claims go on. Raises UsageError."""
-    spool = _spool(config_file, root)
+    spool = existing_spool(config_file, root)
     if not (spool.root / PAUSE).exists():
         print("not paused")
         return
@@ -49,7 +49,7 @@ def resume(config_file: Path | None, root: Path | None) -> None:
 
 def cancel(names: list[str], config_file: Path | None, root: Path | None, *, as_json: bool) -> int:
     """Take jobs out of the inbox, stop those that run. Returns 1 where one of them was not found."""
-    spool = _spool(config_file, root)
+    spool = existing_spool(config_file, root)
     outcomes = {name: _cancel(spool, name) for name in names}
     return _tell(outcomes, as_json, lambda: [name for name, _ in (*_waiting(spool), *_running(spool))])
 
@@ -73,7 +73,7 @@ def _cancel(spool: Spool, name: str) -> list[str]:
 
 def retry(names: list[str], config_file: Path | None, root: Path | None, *, every: bool, as_json: bool) -> int:
     """Put failed jobs into the inbox again. Returns 1 where one of them was not found."""
-    spool = _spool(config_file, root)
+    spool = existing_spool(config_file, root)
     failed = dict(_results(spool.failed))
     if every == bool(names):
         raise UsageError("name the failed jobs to retry, or say --all")
@@ -84,19 +84,19 @@ def retry(names: list[str], config_file: Path | None, root: Path | None, *, ever
 
 def _retry(spool: Spool, name: str, folder: Path) -> str:
     """What is left of the job goes back to the inbox; its folder goes, unless it holds pictures."""
-    request = _request(folder)
+    request = request_in(folder)
     rest = folder / RETRY
     pictures = json.loads((folder / "result.json").read_bytes())["pictures"]
     if not rest.exists() and (request is None or pictures):
         return f"{name}: nothing is left to retry"
-    source = rest if rest.exists() else request
+    source = str(rest) if rest.exists() else request
     assert source is not None
     group, _, leaf = name.rpartition("/")
     place = spool.inbox / group
     try:
         if not place.is_dir():
             spool.disk.mkdir(place)
-        path = reveal(spool.disk, source, place / re.sub(r"~\d+$", "", leaf), source.suffix)
+        path = reveal(spool.disk, Path(source), place / re.sub(r"~\d+$", "", leaf), Path(source).suffix)
         spool.disk.sync_folder(place)  # kept: the inbox has the job surely before failed/ lets go of it
         if pictures:
             spool.disk.unlink(rest)
@@ -108,14 +108,6 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
 
 
 # What there is
-
-
-def _spool(config_file: Path | None, root: Path | None) -> Spool:
-    config = load(config_file, root=root)
-    spool = Spool(config.folders, config.limits)
-    if not spool.inbox.is_dir():
-        raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
-    return spool
 
 
 def _waiting(spool: Spool) -> Iterator[tuple[str, str]]:
@@ -142,10 +134,6 @@ def _results(base: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
             yield prefix + folder.name, folder
         else:
             yield from _results(folder, f"{prefix}{folder.name}/")
-
-
-def _request(folder: Path) -> Path | None:
-    return next((path for kind in KINDS if (path := folder / f"request{kind}").exists()), None)
 
 
 def _write(spool: Spool, path: Path, text: str) -> None:

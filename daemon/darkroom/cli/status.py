@@ -17,15 +17,20 @@ from darkroom.spool import Spool, holder, is_held
 
 def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
     """Print it. Raises UsageError where there is no spool."""
-    config = load(config_file, root=root)
-    spool = Spool(config.folders, config.limits)
-    if not spool.inbox.is_dir():
-        raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
-    status = gather(spool)
+    status = gather(existing_spool(config_file, root))
     if as_json:
         print(json.dumps(status, ensure_ascii=False))
     else:
         _show(status)
+
+
+def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
+    """The spool of the config, which a daemon has made. Raises UsageError where there is none."""
+    config = load(config_file, root=root)
+    spool = Spool(config.folders, config.limits)
+    if not spool.inbox.is_dir():
+        raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
+    return spool
 
 
 def gather(spool: Spool) -> dict[str, Any]:

@@ -86,7 +86,9 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
                 f"{job}: {error.strerror}; a prompt does not end in {path.suffix}, so this was taken for a file"
             ) from None
         if is_picture(job):
-            data = _json(_recipe_of(job, data))
+            from darkroom.cli.recipe import recipe_of  # brings Pillow
+
+            data = _json(recipe_of(job, data))
         if fields:
             try:
                 value = strict_json.parse(strict_json.decode(data)).value
@@ -102,15 +104,6 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
 
 def _json(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
-
-
-def _recipe_of(picture: str, data: bytes) -> dict[str, Any]:
-    from darkroom.output import job_in
-
-    try:
-        return job_in(data)
-    except InvalidRequest as error:
-        raise UsageError(f"{picture}: {error.message}") from None
 
 
 def _validate(label: str, data: bytes, config: Config) -> None:

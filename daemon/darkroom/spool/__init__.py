@@ -25,7 +25,7 @@ from darkroom.spool.names import (
     slug,
     timestamp,
 )
-from darkroom.spool.spool import PAUSE, Spool, Verdict
+from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
 from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "new_id",
     "published_name",
     "read",
+    "request_in",
     "request_name",
     "slug",
     "timestamp",

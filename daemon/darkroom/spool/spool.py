@@ -251,7 +251,7 @@ class Spool:
         for folder in sorted(self.working.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
                 continue
-            if _request_in(folder) is None:
+            if request_in(folder) is None:
                 self.disk.remove_tree(folder)  # not synced: what comes back is removed again
                 continue
             verdict = _written_verdict(folder)
@@ -263,7 +263,7 @@ class Spool:
 
     def _adopt(self, folder: Path) -> Ticket:
         """A request whose origin was lost keeps its folder's name."""
-        request = _request_in(folder)
+        request = request_in(folder)
         assert request is not None
         arrival = Arrival(
             f"{folder.name}{request[request.rindex('.') :]}", request, inbox_folder.Fingerprint.of(os.lstat(request))
@@ -371,7 +371,7 @@ class Spool:
 _PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, CANCEL})
 
 
-def _request_in(folder: Path) -> str | None:
+def request_in(folder: Path) -> str | None:
     """The path of what was dropped; None where it has not come yet."""
     paths = (f"{folder}/request{kind}" for kind in KINDS)
     return next((path for path in paths if os.path.lexists(path)), None)
