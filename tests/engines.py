@@ -15,7 +15,7 @@ from darkroom.config import Config
 from darkroom.errors import DeviceGone
 from darkroom.events import Event, Fallback, Loaded, Picture, Step
 from darkroom.executors.fake import FakeEngine
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 NAME = "engines:"
 
@@ -33,9 +33,11 @@ class Slow(FakeEngine):
 class Crashing(FakeEngine):
     """Dies by SIGSEGV at its first step, while the job's prompt says how often it still has to."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         marker = Path(job.negative_prompt)
-        for event in super().render(job, skip, stopping):
+        for event in super().render(job, skip, stopping, images):
             if isinstance(event, Step) and len(marker.read_text()) < int(job.prompt):
                 with marker.open("a") as file:
                     file.write("x")
@@ -47,8 +49,10 @@ class Crashing(FakeEngine):
 class CrashingAfterOnePicture(FakeEngine):
     """Dies after each picture it made."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
-        for event in super().render(job, skip, stopping):
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping, images):
             yield event
             if isinstance(event, Picture):
                 time.sleep(0.05)
@@ -58,7 +62,9 @@ class CrashingAfterOnePicture(FakeEngine):
 class Hanging(FakeEngine):
     """Makes one step, then none, and hears nothing."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         yield Step(0, 1, 1, 2)
         threading.Event().wait()
 
@@ -66,7 +72,9 @@ class Hanging(FakeEngine):
 class Raising(FakeEngine):
     """Raises what no engine should."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         class Local(Exception):
             """Cannot be pickled."""
 
@@ -77,7 +85,9 @@ class Raising(FakeEngine):
 class Unpicklable(FakeEngine):
     """Says something that cannot be sent."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         yield lambda: None  # type: ignore[misc]
 
 
@@ -94,9 +104,11 @@ class SteppingDown(FakeEngine):
 
     step_s = 0.1
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         yield Fallback("tiled_vae", "no memory", lossless=True, memory_before=5, memory_after=3)
-        yield from super().render(job, skip, stopping)
+        yield from super().render(job, skip, stopping, images)
 
 
 class Unbuildable:
@@ -120,7 +132,9 @@ class OnACard(FakeEngine):
         if self.gone.exists():
             raise DeviceGone("The GPU is gone")
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
-        for event in super().render(job, skip, stopping):
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping, images):
             self._look()
             yield replace(event, device=f"cuda {self.config.engine.device}") if isinstance(event, Loaded) else event

@@ -25,7 +25,7 @@ from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
 from darkroom.intake import Waker
-from darkroom.job import Job, parse, resolve
+from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
 from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
 
@@ -56,8 +56,8 @@ class Engine(FakeExecutor):
         self.falls_back = falls_back
         self.pause = pause
 
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
-        for event in super().run(job, skip):
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+        for event in super().run(job, skip, images):
             if isinstance(event, Step) and self.deaths > 0 and event.first == 1:
                 self.deaths -= 1
                 raise EngineDied("The engine's process was ended by signal SIGSEGV")

@@ -17,7 +17,8 @@ from PIL import Image
 from darkroom.config import Config
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.render import Engine, _Rendering
+from darkroom.engine.render import Engine
+from darkroom.engine.rendering import Rendering
 from darkroom.engine.underway import UnderWay
 from darkroom.errors import ModelUnavailable, OutOfMemory, RenderFailed, Stopped
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
@@ -418,7 +419,7 @@ def test_pictures_made_before_memory_ran_out_are_not_made_again(engine: Engine) 
 
 def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Iterator[Event]:
     """A job on a plan that a test chooses, such as a GPU's batches."""
-    rendering = _Rendering(
+    rendering = Rendering(
         pipeline,
         job,
         list(range(job.count)),

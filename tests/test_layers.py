@@ -40,7 +40,7 @@ LAYERS = [
         "engine.samplers",
         "engine.diffusion",
     ],
-    ["engine.render"],
+    ["engine.rendering", "engine.render"],
     ["executors"],
     ["record", "work", "loop", "check", "bench"],
     ["cli", "__main__"],

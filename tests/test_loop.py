@@ -21,7 +21,7 @@ from conftest import Darkroom
 from darkroom.config import Log
 from darkroom.events import Event
 from darkroom.executors import FakeExecutor, LocalExecutor
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
 from darkroom.spool import Call, Disk
@@ -402,10 +402,10 @@ def test_a_file_that_is_written_on_after_its_claim_runs_from_the_bytes_that_were
     writer = path.open("ab")
 
     class Meddling(FakeExecutor):
-        def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
             writer.write(b' {"prompt": "something else"}')
             writer.flush()
-            yield from super().run(job, skip)
+            yield from super().run(job, skip, images)
 
     with writer:
         darkroom.run_once(Meddling(darkroom.config))
@@ -422,11 +422,11 @@ def test_a_file_that_is_saved_again_after_its_claim_is_a_new_job(darkroom: Darkr
     class Saving(FakeExecutor):
         saved = False
 
-        def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
             if not self.saved:
                 self.saved = True
                 darkroom.drop("cat.json", seed=2)
-            yield from super().run(job, skip)
+            yield from super().run(job, skip, images)
 
     darkroom.run_once(Saving(darkroom.config))
     assert [darkroom.result(name)["job"]["seed"] for name in ("cat", "cat~2")] == [1, 2]

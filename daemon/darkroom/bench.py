@@ -24,7 +24,7 @@ from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
 from darkroom.intake import Intake
 from darkroom.intake.mounts import file_system_of
-from darkroom.job import Job, Result, parse, resolve
+from darkroom.job import NO_IMAGES, Images, Job, Result, parse, resolve
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
 from darkroom.spool import Call, Disk, Spool, State, Ticket, Verdict, timestamp
@@ -51,7 +51,7 @@ class NoEngine:
     def start(self) -> None:
         """Nothing need be started."""
 
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``."""
         yield Loaded(job.model, 0.0, "none")
         for index in range(job.count):

@@ -1,15 +1,10 @@
-"""``Engine``: one job from its model to its pictures, stepping down when memory runs out.
-
-The sampling loop is our own, over diffusers' UNet, VAE and schedulers: a loop can yield after each step, which a call
-of diffusers' pipeline cannot, and it computes the same.
-"""
+"""``Engine``: one job from its model to its pictures."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 
@@ -17,21 +12,15 @@ from darkroom.config import Config
 from darkroom.engine import device as devices
 from darkroom.engine import host
 from darkroom.engine.cache import cache_dir
-from darkroom.engine.diffusion import Denoiser, decode, is_guided, noise, step
 from darkroom.engine.fetching import Fetching
-from darkroom.engine.fitting import Fitting
 from darkroom.engine.learned import Learned
-from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.prompt import Conditioning, encode
-from darkroom.engine.samplers import make_scheduler, step_arguments
+from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import ConfigError, DarkroomError, DeviceGone, OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
-from darkroom.job import Job
-
-Stopping = Callable[[], bool]
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
+from darkroom.events import Event, Loaded
+from darkroom.job import NO_IMAGES, Images, Job
 
 
 class Engine:
@@ -53,12 +42,12 @@ class Engine:
         self._bound = host.Bound()
         self._saving = False
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Stopping) -> Iterator[Event]:
+    def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
 
         Raises Stopped at the next step after ``stopping()`` is true; else ModelUnavailable, OutOfMemory, RenderFailed.
         """
-        _stop_if(stopping)
+        stop_if(stopping)
         yield from self._fetching.fetch(self._models.find(job.model), stopping)
         death = self._under_way.begin(job.id)
         try:
@@ -96,7 +85,7 @@ class Engine:
         description = devices.describe(pipeline.device, pipeline.dtype)
         yield Loaded(job.model, seconds, description, devices.versions())
         missing = [index for index in range(job.count) if index not in skip]
-        rendering = _Rendering(
+        rendering = Rendering(
             pipeline,
             job,
             missing,
@@ -143,216 +132,3 @@ class Engine:
 def _died_loading(death: Death | None) -> bool:
     """Then its parts are loaded one by one, each when it is needed."""
     return death is not None and death.plan is None and death.by_kernel is not False
-
-
-class _Rendering:
-    """One job under way: what is missing still, and the plan by which it is made."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        job: Job,
-        missing: list[int],
-        max_batch: int,
-        description: str,
-        stopping: Stopping,
-        *,
-        learned: Learned,
-        under_way: UnderWay,
-        draw_bound: Callable[[int], None],
-        save_memory: Callable[[], None],
-    ) -> None:
-        self.pipeline = pipeline
-        self.job = job
-        self.missing = missing
-        self.description = description
-        self.stopping = stopping
-        self.under_way = under_way
-        self.draw_bound = draw_bound
-        self.save_memory = save_memory
-        self.phase: Phase = "encode"
-        self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
-        self.conditioning: Conditioning | None = None
-        self.latents: dict[int, torch.Tensor] = {}
-        """Denoised but not decoded yet, by picture: (1, channels, height / 8, width / 8), float32, on the CPU."""
-        device = pipeline.device
-        # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
-        # one, where a picture must be the same to the bit whichever others are made with it or were made before.
-        batch = 1 if device.type == "cpu" else min(max_batch, max(len(missing), 1))
-        slices = devices.slices_attention(device)
-        self.fitting = Fitting(
-            full=MemoryPlan(
-                batch=batch,
-                width=job.width,
-                height=job.height,
-                steps=job.num_inference_steps,
-                smallest_side=max(64, pipeline.native_side // 16 * 8),
-            ),
-            ladder=Ladder(job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda"),
-            need=pipeline.need(guided=is_guided(pipeline, job), slices_attention=slices),
-            room=self._room,
-            learned=learned,
-            key=f"{description}; {devices.driver(device)}; {job.model} {job.width}×{job.height} ×{batch}",
-        )
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """How the pictures are made now."""
-        return self.fitting.plan
-
-    def begin(self, death: Death | None, unloaded: str | None) -> Iterator[Event]:
-        """Choose the first plan, and say where it is below the full one."""
-        self._check_size()
-        used = devices.memory_used(self.pipeline.device)
-        for rung, because in self.fitting.begin(death, unloaded):
-            yield self._fallen(rung, because, used)
-
-    def run(self) -> Iterator[Event]:
-        """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
-        while self.missing:
-            failure: tuple[str, str, int | None] | None = None
-            try:
-                yield from self._next_batch()
-            except Exception as error:
-                if not devices.is_out_of_memory(error):
-                    raise
-                used = devices.memory_used(self.pipeline.device)
-                failure = (first_line(error), traceback.format_exc(), used)
-            # Here, outside the except block, the exception is gone, and so are the tensors that its traceback held.
-            if failure is not None:
-                yield self._step_down(*failure)
-        self.fitting.fitted()
-        yield Finished(self.seconds)
-
-    def _next_batch(self) -> Iterator[Event]:
-        if self.conditioning is None:
-            yield from self._encode()
-        batch = self.missing[: self.plan.batch]
-        if not all(index in self.latents for index in batch):
-            yield from self._denoise(batch)
-        yield from self._decode(batch)
-
-    def _encode(self) -> Iterator[Event]:
-        _stop_if(self.stopping)
-        names = self.pipeline.text_encoder_names
-        with self._timed("encode"), self._at_work("encode", *names):
-            self.conditioning = encode(self.pipeline, self.job, guided=is_guided(self.pipeline, self.job))
-        yield from self.conditioning.warnings
-
-    def _denoise(self, batch: list[int]) -> Iterator[Event]:
-        """The sampling loop. Leaves its outcome in ``self.latents``."""
-        assert self.conditioning is not None
-        pipeline, job = self.pipeline, self.job
-        steps = job.num_inference_steps
-        scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, steps)
-        generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
-        arguments = step_arguments(scheduler, generators)
-        with self._at_work("denoise", "unet"):
-            latents = noise(pipeline, job, generators) * scheduler.init_noise_sigma
-            denoiser = Denoiser(pipeline, job, self.conditioning, len(batch))
-            for done, timestep in enumerate(scheduler.timesteps, 1):
-                _stop_if(self.stopping)
-                with self._timed("denoise"):
-                    latents = step(denoiser, scheduler, timestep, latents, arguments)
-                # samplers of the second order look twice in most of their steps
-                yield Step(batch[0], len(batch), -(-done * steps // len(scheduler.timesteps)), steps)
-            with self._timed("denoise"):
-                latents = latents.cpu()
-            del denoiser
-        if not torch.isfinite(latents).all():
-            raise RenderFailed(
-                f"The model's numbers ran out of range on {self.description}; "
-                'set [engine] dtype = "bfloat16" or "float32"'
-            )
-        self.latents.update(zip(batch, latents.split(1), strict=True))
-
-    def _decode(self, batch: list[int]) -> Iterator[Event]:
-        together = len(batch) if self.plan.vae == "whole" else 1
-        for start in range(0, len(batch), together):
-            _stop_if(self.stopping)
-            group = batch[start : start + together]
-            with self._timed("decode"), self._at_work("decode", "vae"):
-                images = decode(self.pipeline, torch.cat([self.latents[index] for index in group]), self.plan.vae)
-            for index, pixels in zip(group, images, strict=True):
-                picture = self._picture(index, pixels)
-                self.missing.remove(index)
-                del self.latents[index]
-                yield picture
-
-    def _picture(self, index: int, pixels: torch.Tensor) -> Picture:
-        from PIL import Image
-
-        from darkroom.output import encode as save
-        from darkroom.output import extension
-
-        job, seed = self.job, self.job.seed_of(index)
-        with self._timed("save"):
-            image = Image.fromarray(pixels.numpy())
-            data = save(image, job, seed=seed, device=self.description, model_hash=None)
-        return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
-
-    def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
-        """Take the next smaller plan. Raises OutOfMemory where there is none."""
-        tried = self.plan
-        rung = self.fitting.step_down(self.phase)
-        if rung is None:
-            helps = "; ".join(
-                ["ask for a smaller picture, or free memory that other programs hold", *self.fitting.remedies()]
-            )
-            raise OutOfMemory(
-                f"Not even {tried} fits into the memory of {self.description}: {helps}. ({because})", trace=trace
-            )
-        return self._fallen(rung, because, used)
-
-    def _fallen(self, rung: Rung, because: str, used: int | None) -> Fallback:
-        """Make it so, and say so."""
-        pipeline, plan = self.pipeline, self.plan
-        self.save_memory()
-        if rung.changes:
-            self.job = self.job.model_copy(update=dict(rung.changes))
-            self.latents.clear()
-        if plan.weights != "resident":
-            pipeline.let_go()
-        elif plan.texts == "dropped":
-            pipeline.let_go(*pipeline.text_encoder_names)
-        devices.free_memory(pipeline.device)
-        self.draw_bound(0)  # what others gave back meanwhile may be taken
-        after = devices.memory_used(pipeline.device)
-        return Fallback(rung.name, because, rung.lossless, dict(rung.changes), used, after)
-
-    def _room(self) -> int | None:
-        """Bytes that this model and this job may have together."""
-        return devices.memory_free(self.pipeline.device, **self.pipeline.held())
-
-    def _check_size(self) -> None:
-        reduction = self.pipeline.reduction
-        if self.job.width % reduction or self.job.height % reduction:
-            raise RenderFailed(
-                f"{self.job.width} × {self.job.height} is no size for this model: width and height must be multiples "
-                f"of {reduction}"
-            )
-
-    @contextmanager
-    def _at_work(self, phase: Phase, *parts: str) -> Iterator[None]:
-        """A phase begins, and its parts are on the device; away again afterwards if the plan says so."""
-        self.phase = phase
-        self.under_way.at(self.plan, phase)
-        pipeline = self.pipeline
-        absent = [name for name in parts if name not in pipeline.loaded]
-        if absent:
-            self.draw_bound(sum(pipeline.sizes.get(name, 0) for name in absent))
-        with pipeline.at_work(self.plan, *parts):
-            yield
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.monotonic() - begin
-
-
-def _stop_if(stopping: Stopping) -> None:
-    if stopping():
-        raise Stopped("The engine was asked to stop")

@@ -8,13 +8,15 @@ from typing import Protocol
 
 from darkroom.errors import DarkroomError, RenderFailed, first_line
 from darkroom.events import Event
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 
 class Engine(Protocol):
     """Makes pictures, in its own process. Made from the config; loads a model when a job needs it."""
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         """Render the pictures of ``job`` whose index is not in ``skip``; ends with Finished.
 
         Looks at ``stopping`` before each step and then raises Stopped. Raises JobError.
@@ -38,7 +40,7 @@ class Executor(Protocol):
         """Begin to get ready, so that the first job waits less. Returns at once; may be called again."""
         ...
 
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """Run a job; yields an event (``Alive`` if there is none) at least a few times a second.
 
         Closing the generator stops the job at its next step. Raises JobError or MachineError; the executor can be
@@ -51,10 +53,12 @@ class Executor(Protocol):
         ...
 
 
-def perform(engine: Engine, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+def perform(
+    engine: Engine, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+) -> Iterator[Event]:
     """``engine.render``, with every foreign exception turned into RenderFailed."""
     try:
-        yield from engine.render(job, skip, stopping)
+        yield from engine.render(job, skip, stopping, images)
     except DarkroomError:
         raise
     except Exception as error:

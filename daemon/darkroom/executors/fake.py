@@ -11,7 +11,7 @@ from darkroom.config import Config
 from darkroom.errors import Stopped
 from darkroom.events import Event, Finished, Loaded, Picture, Step
 from darkroom.executors.base import perform
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 
 class FakeEngine:
@@ -22,7 +22,9 @@ class FakeEngine:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         """Every picture by itself, all its steps announced. Raises Stopped."""
         from PIL import Image
 
@@ -61,9 +63,9 @@ class FakeExecutor:
     def start(self) -> None:
         """It is ready."""
 
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``."""
-        yield from perform(self._engine, job, skip, lambda: False)
+        yield from perform(self._engine, job, skip, lambda: False, images)
 
     def close(self) -> None:
         """Nothing was started."""

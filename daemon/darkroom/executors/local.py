@@ -19,7 +19,7 @@ from darkroom.config import Config
 from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event, Loaded
 from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 ALIVE_S = 0.1
 """How often ``run`` yields while the engine is silent, in seconds."""
@@ -58,7 +58,7 @@ class LocalExecutor:
         self.close()
         self._child = _Child(Setup(self._engine, self._config))
 
-    def run(self, job: Job, skip: frozenset[int] = frozenset()) -> Generator[Event]:
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
         self.start()
         child = self._child
@@ -66,7 +66,7 @@ class LocalExecutor:
         over = False
         try:
             child.jobs += 1
-            child.send(Work(job, skip))
+            child.send(Work(job, skip, dict(images)))
             silent_since = time.monotonic()
             while not over:
                 message = child.receive(ALIVE_S)

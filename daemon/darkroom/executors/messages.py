@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from darkroom.config import Config
 from darkroom.errors import DarkroomError
-from darkroom.job import Job
+from darkroom.job import Images, Job
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Work:
-    """Run a job; ``skip`` are the pictures that exist."""
+    """Run a job; ``skip`` are the pictures that exist, ``images`` those that it begins with."""
 
     job: Job
     skip: frozenset[int]
+    images: Images
 
 
 @dataclass(frozen=True)

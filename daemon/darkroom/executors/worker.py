@@ -58,7 +58,7 @@ class Worker:
 
     def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
         try:
-            for event in perform(engine, work.job, work.skip, self.stop.is_set):
+            for event in perform(engine, work.job, work.skip, self.stop.is_set, work.images):
                 self._send(event)
         except DarkroomError as error:
             return error

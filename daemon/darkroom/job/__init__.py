@@ -2,6 +2,19 @@
 
 from darkroom.job.parse import parse, parse_fields
 from darkroom.job.resolve import resolve
-from darkroom.job.types import ErrorReport, Job, PictureRecord, Request, Result
+from darkroom.job.types import NO_IMAGES, ErrorReport, Hires, Images, Job, LoraUse, PictureRecord, Request, Result
 
-__all__ = ["ErrorReport", "Job", "PictureRecord", "Request", "Result", "parse", "parse_fields", "resolve"]
+__all__ = [
+    "NO_IMAGES",
+    "ErrorReport",
+    "Hires",
+    "Images",
+    "Job",
+    "LoraUse",
+    "PictureRecord",
+    "Request",
+    "Result",
+    "parse",
+    "parse_fields",
+    "resolve",
+]

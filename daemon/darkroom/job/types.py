@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -33,6 +35,34 @@ OnOom = Literal["degrade", "fail"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
+Images = Mapping[str, bytes]
+"""What a job begins with, by its field (``init_image``, ``mask_image``): files of pictures, as they are."""
+
+NO_IMAGES: Images = MappingProxyType({})
+
+
+class LoraUse(BaseModel):
+    """One LoRA in a job: its name in ``loras_dir``, and how strongly it is applied (1 is as it was trained)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[Text, Field(min_length=1, max_length=200)]
+    weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+
+
+class Hires(BaseModel):
+    """A picture made small first, then enlarged ``scale`` times and worked over at that size with ``strength``.
+
+    ``steps`` are those of the second pass; None is as many as of the first.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    scale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] = 2.0
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.6
+    steps: Annotated[int, Field(ge=1, le=150)] | None = None
+
+
 class Request(BaseModel):
     """A job as it was asked: every field but the prompt may be left out. See docs/jobs.md for each."""
 
@@ -49,7 +79,13 @@ class Request(BaseModel):
     model: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
     sampler: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
     schedule: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
+    loras: Annotated[tuple[LoraUse, ...], Field(max_length=20, strict=False)] | None = None
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
+    init_image: Annotated[Text, Field(min_length=1)] | None = None
+    mask_image: Annotated[Text, Field(min_length=1)] | None = None
+    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    hires: Hires | None = None
+    upscale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] | None = None
     long_prompt: LongPrompt | None = None
     on_oom: OnOom | None = None
     output_format: OutputFormat | None = None
@@ -76,7 +112,17 @@ class Job(BaseModel):
     model: str
     sampler: str
     schedule: str
+    loras: tuple[LoraUse, ...] = ()
     clip_skip: int
+    init_image: str | None = None
+    """The name of a picture in the job's folder; the engine gets its bytes as ``images["init_image"]``."""
+    mask_image: str | None = None
+    """The same for the mask: white is painted."""
+    strength: float | None = None
+    """How much of the picture's own is given up, 0 to 1; None without ``init_image``."""
+    hires: Hires | None = None
+    upscale: float | None = None
+    """The finished picture is enlarged so many times."""
     long_prompt: LongPrompt
     on_oom: OnOom
     output_format: OutputFormat
@@ -84,7 +130,8 @@ class Job(BaseModel):
 
     def recipe(self) -> dict[str, Any]:
         """The fields that make the picture: a valid request, which renders the same again."""
-        return self.model_dump(exclude={"id"})
+        fields = self.model_dump(exclude={"id"}, exclude_none=True)
+        return fields if self.loras else {key: value for key, value in fields.items() if key != "loras"}
 
     def seed_of(self, index: int) -> int:
         """The seed of picture ``index``, counted from 0."""
