@@ -21,7 +21,7 @@ run: $(VENV)/.installed ## turn inbox.example/ into pictures with the bundled mo
 	@$(BIN)/darkroom run --once --config config.toml --root '$(SPOOL)' --sheet '$(SPOOL)/contact-sheet.png'
 
 test: $(VENV)/.installed-dev ## the whole test suite
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
