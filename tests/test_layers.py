@@ -32,6 +32,7 @@ LAYERS = [
         "intake",
         "engine.device",
         "engine.pipeline",
+        "engine.safety",
         "engine.checkpoints",
         "engine.loading",
         "engine.models",

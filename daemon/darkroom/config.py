@@ -25,6 +25,7 @@ ENV_CONFIG = "DARKROOM_CONFIG"
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 OnOom = Literal["degrade", "fail"]
+Safety = Literal["off", "blur", "fail"]
 
 
 def _device(name: str) -> str:
@@ -82,6 +83,11 @@ class ModelEntry(ModelDefaults):
     vae: Path | None = None
     """Another VAE than the model's own: a diffusers folder of one, or a ``*.safetensors`` file."""
 
+    safety: Safety | None = None
+    """What happens to pictures that the safety checker flags; None is as ``[models] safety`` says."""
+    safety_checker: str | None = None
+    """Another checker than the model's own: a diffusers folder of one, or ``fake``."""
+
     @property
     def hub(self) -> str | None:
         """``owner/name`` or ``owner/name@revision``, where the model comes from the hub."""
@@ -97,6 +103,7 @@ class Models(_Section):
     hub_dir: Path | None = None
     allow_download: bool = False
     keep_bytes: int | None = Field(None, ge=0)
+    safety: Safety = "off"
     named: dict[str, ModelEntry] = Field(default_factory=dict)
 
     def hub_folder(self, hub: str) -> Path:
@@ -321,7 +328,7 @@ def _absolute(config: Config, base: Path) -> Config:
         for key, value in section:
             if isinstance(value, Path) and not str(value).startswith(HUB):
                 update[key] = base / value.expanduser()
-            elif key == "base" and isinstance(value, str) and "/" in value:
+            elif key in ("base", "safety_checker") and isinstance(value, str) and "/" in value:
                 update[key] = str(base / Path(value).expanduser())
             elif isinstance(value, BaseModel):
                 update[key] = fixed(value)

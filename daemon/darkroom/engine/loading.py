@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from darkroom.catalog import FAMILIES, Model, header_of
-from darkroom.config import EngineSettings
+from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import load_vae, part_loaders
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
+from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -27,8 +28,12 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 Load = Callable[[], Any]
 
 
-def open_model(model: Model, settings: EngineSettings, device: torch.device) -> Pipeline:
-    """The pipeline, no part of it in memory yet. Raises ModelUnavailable."""
+def open_model(model: Model, settings: EngineSettings, device: torch.device, safety: Safety = "off") -> Pipeline:
+    """The pipeline, no part of it in memory yet. Raises ModelUnavailable.
+
+    ``safety`` is what happens to pictures that should not be seen, where the model's own section does not say.
+    """
+    safety = model.configured.safety or safety
     family = model.family
     if family not in FAMILIES:
         raise ModelUnavailable(
@@ -51,6 +56,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device) -> 
         loaders = _folder_loaders(model, texts, dtype)
     if model.configured.vae is not None:
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
+    if safety != "off":
+        loaders["safety_checker"] = _checker(model, dtype)
     return Pipeline(
         name=model.name,
         device=device,
@@ -62,6 +69,7 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device) -> 
         scheduler_config=model.read("scheduler/scheduler_config.json"),
         penultimate=xl,
         zero_empty_negative=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
+        safety=safety,
         vae_upcast=xl and dtype == torch.float16 and bool(vae_config.get("force_upcast", True)),
     )
 
@@ -124,6 +132,26 @@ def _other_vae(model: Model, place: Path, dtype: torch.dtype) -> Load:
         f'The model "{model.name}" is to use the VAE {place}, which is neither a safetensors file nor a folder with a '
         "config.json; mend vae in its section of config.toml"
     )
+
+
+def _checker(model: Model, dtype: torch.dtype) -> Load:
+    """The model's safety checker, or the one that its section names. Raises ModelUnavailable where there is none."""
+    named = model.configured.safety_checker
+    if named == FAKE:
+        return FakeChecker
+    folder = Path(named) if named else model.folder / "safety_checker"
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(
+            f'The model "{model.name}" has no safety checker in {folder}: set safety_checker in its section of '
+            'config.toml to a diffusers folder of one, or safety = "off"'
+        )
+
+    def load() -> ClipChecker:
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+        return ClipChecker(_load_part(model, folder, StableDiffusionSafetyChecker.from_pretrained, dtype))
+
+    return load
 
 
 def _load_part(model: Model, folder: Path, load: Callable[..., Any], dtype: torch.dtype) -> Any:

@@ -21,6 +21,7 @@ class Models:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._catalog = Catalog(config.models)
         self._settings = config.engine
+        self._safety = config.models.safety
         self._device = device
         configured = config.models.keep_bytes
         self._keep = (memory_bytes(device) or 0) // 2 if configured is None else configured
@@ -44,7 +45,7 @@ class Models:
         if key not in self._open:
             for other in [other for other in self._open if other[0] == name]:
                 self._drop(other)  # it was replaced on the disk
-            self._open[key] = open_model(model, self._settings, self._device)
+            self._open[key] = open_model(model, self._settings, self._device, self._safety)
         self._open.move_to_end(key)
         pipeline = self._open[key]
         coming = 0 if pipeline.loaded else model.size()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from darkroom.config import Safety
 from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.memory import MemoryPlan, Need
@@ -39,6 +40,8 @@ class Pipeline:
     """No negative prompt means zeros, not the embedding of an empty text (SDXL)."""
     vae_upcast: bool
     """The VAE overflows in float16 (SDXL) and is used in float32."""
+    safety: Safety = "off"
+    """What happens to pictures that the part ``safety_checker`` flags; there is none where this is off."""
     loaded: dict[str, Any] = field(default_factory=dict)
     """The parts that are in memory."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -190,7 +193,7 @@ class Pipeline:
             {
                 "texts": sum(size(name, 0) for name in self.text_encoder_names),
                 "denoiser": size("unet", 0),
-                "vae": size("vae", 0) * (2 if self.vae_upcast else 1),
+                "vae": size("vae", 0) * (2 if self.vae_upcast else 1) + size("safety_checker", 0),
             },
             largest=self.largest,
             itemsize=itemsize,
