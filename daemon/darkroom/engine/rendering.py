@@ -20,7 +20,6 @@ from darkroom.engine.learned import Learned
 from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning, encode
-from darkroom.engine.safety import censored
 from darkroom.engine.samplers import make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
@@ -158,11 +157,6 @@ class Rendering:
             group = batch[start : start + together]
             with self._timed("decode"), self._at_work("decode", "vae"):
                 images = decode(self.pipeline, torch.cat([self.latents[index] for index in group]), self.plan.vae)
-            if self.pipeline.safety != "off":
-                with self._timed("decode"), self._at_work("decode", "safety_checker"):
-                    checker = self.pipeline.part("safety_checker")
-                    images, warnings = censored(checker, self.pipeline.safety, images, group)
-                yield from warnings
             for index, pixels in zip(group, images, strict=True):
                 picture = self._picture(index, pixels)
                 self.missing.remove(index)
