@@ -118,7 +118,9 @@ def encoded(
     encode: Callable[[torch.Tensor], Posterior],
 ) -> Encoded:
     """In latents what a pass of ``size`` (width, height) begins with; ``encode`` is the VAE's work."""
-    pixels = torch.zeros(1, 3, size[1], size[0]) if picture is None else pixels_of(picture)
+    # grey lies in memory as a picture does: kernels round otherwise for another layout
+    grey = torch.zeros(1, size[1], size[0], 3).permute(0, 3, 1, 2)
+    pixels = grey if picture is None else pixels_of(picture)
     painted = None if mask is None else mask_of(mask)
     of_picture = None if picture is None else encode(pixels)
     around = None

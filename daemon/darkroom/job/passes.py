@@ -27,8 +27,8 @@ class Pass:
 def passes(job: Job) -> tuple[Pass, ...]:
     """One, or with ``hires`` two.
 
-    ``strength`` says how many of the job's steps are taken, as in diffusers. The second pass takes as many as were asked
-    for, of a schedule that is as much longer, as in A1111.
+    ``strength`` says how many of the job's steps are taken, as in diffusers. The second pass takes as many as were
+    asked for, of a schedule that is as much longer, as in A1111.
     """
     taken = job.num_inference_steps
     if job.init_image is not None and job.strength is not None:
