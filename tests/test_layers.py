@@ -25,7 +25,7 @@ TORCHLESS = [
 
 LAYERS = [
     ["errors", "events", "strict_json", "systemd"],
-    ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "job"],
+    ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "images", "job"],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
