@@ -5,6 +5,7 @@ from darkroom.job.resolve import resolve
 from darkroom.job.types import (
     IMAGE_FIELDS,
     NO_IMAGES,
+    NO_PICTURES,
     ErrorReport,
     Given,
     Hires,
@@ -19,6 +20,7 @@ from darkroom.job.types import (
 __all__ = [
     "IMAGE_FIELDS",
     "NO_IMAGES",
+    "NO_PICTURES",
     "ErrorReport",
     "Given",
     "Hires",

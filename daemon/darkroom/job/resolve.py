@@ -142,6 +142,12 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))
+    if job.hires is not None and not errors:
+        width, height = round(job.width * job.hires.scale), round(job.height * job.hires.scale)
+        if width > limits.max_width or height > limits.max_height or width * height > limits.max_pixels:
+            hint = f"[limits] allows {limits.max_width} × {limits.max_height} and {limits.max_pixels:,} pixels"
+            message = f"makes it {width} × {height}, which is too large here"
+            errors.append(FieldError(message, "hires.scale", got=job.hires.scale, hint=hint))
 
 
 def _check_tags(job: Job, errors: list[FieldError]) -> None:
