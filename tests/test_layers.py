@@ -29,6 +29,8 @@ LAYERS = [
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
+        "given",
+        "collect",
         "intake",
         "engine.device",
         "engine.pipeline",
