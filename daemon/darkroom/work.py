@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from darkroom import dropped
 from darkroom.catalog import Catalog
+from darkroom.collect import collect, images_of
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -27,13 +28,18 @@ from darkroom.errors import (
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
+from darkroom.given import Base, find, has_pictures
 from darkroom.health import Health
-from darkroom.job import Job, Request, resolve
+from darkroom.intake import Needs
+from darkroom.job import NO_PICTURES, Given, Job, Request, placed, resolve
 from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket, Verdict
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
+MOST_KNOWN = 1 << 20
+"""A job file with more bytes, pictures among them, is read twice rather than kept."""
+
 MAX_INTERRUPTED = 100
 """A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
 
@@ -81,10 +87,28 @@ class Work:
     known: tuple[str, bytes | None, Request] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
 
-    def judge(self, name: str, data: bytes | None) -> None:
-        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest."""
+    def judge(self, name: str, data: bytes | None) -> Needs | None:
+        """Whether a file can be a job here, and which pictures it begins with; no data is a file over the limit.
+
+        Raises InvalidRequest.
+        """
+        request = self._read(name, data)
+        if not has_pictures(request):
+            self._judge(request, NO_PICTURES)
+            return None
+        folder, _, leaf = name.rpartition("/")
+        found = find(request, Base(self.spool.inbox, folder, leaf), self.config.limits)
+        beside = tuple(f"{folder}/{path}" if folder else path for path in found.beside.values())
         try:
-            resolve(self._read(name, data), self.config, self.catalog, "judged")
+            found.refuse(missing=False)
+            self._judge(request, found.given)
+        except InvalidRequest:
+            return Needs(beside, arrived=not found.missing, hopeless=True)
+        return Needs(beside, arrived=not found.missing)
+
+    def _judge(self, request: Request, pictures: Mapping[str, Given]) -> None:
+        try:
+            resolve(request, self.config, self.catalog, "judged", pictures)
         except InvalidRequest:
             raise
         except JobError:
@@ -126,7 +150,11 @@ class Work:
 
     def _read(self, name: str, data: bytes | None) -> Request:
         if self.known is None or self.known[:2] != (name, data):
-            self.known = (name, data, dropped.read(name, data, self.spool.most_bytes(name)))
+            self.known = None
+            request = dropped.read(name, data, self.spool.most_bytes(name))
+            if data is not None and len(data) > MOST_KNOWN:
+                return request
+            self.known = (name, data, request)
         return self.known[2]
 
     def _record(self, ticket: Ticket) -> Record:
@@ -148,7 +176,13 @@ class Work:
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
         ticket = record.ticket
-        job = resolve(self._read(ticket.origin.dropped, record.request), self.config, self.catalog, ticket.id)
+        try:
+            request = self._read(ticket.origin.dropped, record.request)
+            found = collect(ticket, request, self.spool)
+            found.refuse()
+            job = resolve(request, self.config, self.catalog, ticket.id, found.given)
+        except InvalidRequest as error:
+            raise placed(error, record.request or b"") from None
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
         self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
@@ -191,7 +225,8 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
-        with closing(self.executor.run(state.job, frozenset(record.pictures))) as events:
+        images = images_of(ticket, state.job, self.spool)
+        with closing(self.executor.run(state.job, frozenset(record.pictures), images)) as events:
             for event in events:
                 self._take(record, event)
                 if self.clock() - self.looked_around_at >= LOOK_AROUND_S:

@@ -4,6 +4,10 @@ A complete JSON object is its own end mark: the file is whole as soon as it pars
 written, until it has been unchanged for the settle time; then it will never be a job, and is refused. A whole file
 that can never be valid is refused at once, one that is valid waits for its turn.
 
+A job that begins with pictures of the inbox waits for them, and then until nothing of it has changed for a while. Those
+pictures are no jobs; they go with the last job that names them. In a folder, what might belong to a job that makes the
+folder its own is left alone for the settle time, in which its job file may come.
+
 A scan goes by names and is done in slices between which the daemon works; only files that are new in the window are
 looked at. Up to ``window`` waiting files are in strict order. Of more, as many are kept as the window holds, chosen
 round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own.
@@ -16,21 +20,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from darkroom.errors import InvalidRequest, Unfinished
+from darkroom.intake.beside import Beside
+from darkroom.intake.candidate import Candidate, Is, Needs
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
     MAX_FOLDER_DEPTH,
+    PUBLISHED,
     Arrival,
+    Fingerprint,
     Oddity,
     Spool,
     fingerprint,
     is_candidate,
+    is_picture,
     is_temporary,
     is_urgent,
     look_at,
-    read,
+    owner,
 )
 
 WINDOW = 20_000
@@ -48,6 +56,9 @@ SLICE_S = 0.02
 UNFINISHED_LOOK_S = 0.2
 UNREADABLE_RETRY_S = 5.0
 
+REST_SHARE = 10
+"""A job with pictures is taken when nothing of it has changed for this part of the settle time."""
+
 UNDER_WAY_S = 0.5
 """A notification may be this late before its file counts as one that nobody told of."""
 
@@ -60,29 +71,7 @@ MOST_REPORTED = 10_000
 _NAMES_BETWEEN_CLOCKS = 200
 
 
-class _Is(Enum):
-    """What is known of a waiting file."""
-
-    NEW = auto()
-    READY = auto()
-    UNFINISHED = auto()
-    HOPELESS = auto()
-    UNREADABLE = auto()
-
-
-@dataclass(slots=True, eq=False)
-class _Candidate:
-    """A file that waits. ``since``: when its present content was first seen, in monotonic seconds."""
-
-    arrival: Arrival
-    since: float
-    scan: int
-    """The number of the last scan that saw it."""
-    state: _Is = _Is.NEW
-    retry_at: float = 0.0
-
-
-_Entry = tuple[tuple[bool, int, str], int, _Candidate]
+_Entry = tuple[tuple[bool, int, str], int, Candidate]
 """Where a candidate stands in the order; the number keeps candidates from being compared."""
 
 
@@ -91,24 +80,27 @@ class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
     ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one. ``report`` is called once for each thing that is left in the
+    what is no job, Unfinished for what may yet become one, and returns what the job needs besides, if anything. ``report`` is called once for each thing that is left in the
     inbox, with its name and the reason. Only ``hint`` may be called from another thread.
     """
 
     spool: Spool
-    judge: Callable[[str, bytes | None], None]
+    judge: Callable[[str, bytes | None], Needs | None]
     report: Callable[[str, str], None]
     settle_s: float
     rescan_s: float
     clock: Callable[[], float] = time.monotonic
     window: int = WINDOW
 
-    _files: dict[str, _Candidate] = field(default_factory=dict)
+    _files: dict[str, Candidate] = field(default_factory=dict)
     _order: list[_Entry] = field(default_factory=list)
     _pushed: int = 0
-    _new: deque[_Candidate] = field(default_factory=deque)
-    _unfinished: list[_Candidate] = field(default_factory=list)
-    _hopeless: deque[_Candidate] = field(default_factory=deque)
+    _new: deque[Candidate] = field(default_factory=deque)
+    _unfinished: list[Candidate] = field(default_factory=list)
+    _hopeless: deque[Candidate] = field(default_factory=deque)
+    _beside: Beside = field(default_factory=Beside)
+    _stirred: dict[str, float] = field(default_factory=dict)
+    """When something was last seen to come or change in a folder of the inbox."""
     _reported: dict[str, tuple[str, int]] = field(default_factory=dict)
     """What was said of which name, and the last scan that would say it again."""
 
@@ -192,7 +184,7 @@ class Intake:
     def idle(self) -> bool:
         """Whether nothing waits that will be taken or refused in time: what cannot be read does not count."""
         busy = self._hinted or self._hints or self._scan is not None or self._has_more_beyond
-        return not busy and all(file.state is _Is.UNREADABLE for file in self._files.values())
+        return not busy and all(file.state is Is.UNREADABLE for file in self._files.values())
 
     # Giving
 
@@ -207,15 +199,14 @@ class Intake:
         if self._new and begin >= self._next_judging:
             while self._new and self.clock() < begin + budget_s:
                 candidate = self._new.popleft()
-                if self._is_here(candidate) and candidate.state is _Is.NEW:
+                if self._is_here(candidate) and candidate.state is Is.NEW:
                     self._examine(candidate)
             end = self.clock()
             self._next_judging = end + JUDGE_SHARE * (end - begin)
         while self._hopeless:
             candidate = self._hopeless.popleft()
-            if self._is_here(candidate) and candidate.state is _Is.HOPELESS:
-                del self._files[candidate.arrival.name]
-                yield candidate.arrival
+            if self._is_here(candidate) and candidate.state is Is.HOPELESS:
+                yield self._leaving(candidate)
 
     def take(self) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed."""
@@ -225,37 +216,72 @@ class Intake:
                 continue
             if self._changed(candidate, self.clock()):
                 continue
-            if candidate.state is _Is.NEW:
+            if candidate.state is Is.NEW:
                 self._examine(candidate)
-            if candidate.state is _Is.READY:
-                del self._files[candidate.arrival.name]
-                return candidate.arrival
+            if candidate.state is Is.READY and not self._waits_again(candidate):
+                return self._leaving(candidate)
         return None
+
+    def _leaving(self, candidate: Candidate) -> Arrival:
+        """The file waits no longer; its pictures go with it, if no other job that waits names them."""
+        arrival = candidate.arrival
+        if candidate.needs is not None and not arrival.whole_folder:
+            while self._new:  # any of them may name the same pictures
+                other = self._new.popleft()
+                if self._is_here(other) and other.state is Is.NEW:
+                    self._examine(other)
+            arrival = arrival._replace(takes=() if self._beyond else self._beside.only_of(arrival.name))
+            for name in arrival.takes:
+                self._files.pop(name, None)
+        self._forget(arrival.name)
+        return arrival
 
     # The files that are known
 
-    def _is_here(self, candidate: _Candidate) -> bool:
+    def _is_here(self, candidate: Candidate) -> bool:
         return self._files.get(candidate.arrival.name) is candidate
 
+    def _forget(self, name: str) -> None:
+        """A file is gone, or its turn has come. A picture that it alone named is a file like any other again."""
+        del self._files[name]
+        self._let_go_of_pictures(name)
+
+    def _let_go_of_pictures(self, name: str) -> None:
+        for picture in self._beside.forget(name):
+            candidate = self._files.get(picture)
+            if candidate is not None and candidate.state is Is.BESIDE:
+                candidate.state = Is.NEW
+                candidate.since = self.clock()
+                self._new.append(candidate)
+                self._queue(candidate)
+
     def _add(self, arrival: Arrival, now: float) -> None:
-        candidate = _Candidate(arrival, now, self._scans)
+        folder = arrival.name.rpartition("/")[0]
+        if folder:
+            self._stirred[folder] = now
+        candidate = Candidate(arrival, now, self._scans)
         self._files[arrival.name] = candidate
         self._queue(candidate)
         self._new.append(candidate)
 
-    def _queue(self, candidate: _Candidate) -> None:
+    def _queue(self, candidate: Candidate) -> None:
         self._pushed += 1
         heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
 
-    def _changed(self, candidate: _Candidate, now: float) -> bool:
+    def _changed(self, candidate: Candidate, now: float) -> bool:
         """Whether the file is gone, or another than it was: then it stands in the order anew."""
         old = candidate.arrival
-        found = fingerprint(old.path)
-        if found == old.fingerprint:
+        found: Arrival | Oddity | None
+        if old.whole_folder:
+            found = look_at(old.name, old.path)
+        else:
+            there = fingerprint(old.path)
+            found = None if there is None else old._replace(fingerprint=there)
+        if found == old:
             return False
-        del self._files[old.name]
-        if found is not None:
-            self._add(Arrival(old.name, old.path, found), now)
+        self._forget(old.name)
+        if isinstance(found, Arrival):
+            self._add(found, now)
         return True
 
     # Scanning
@@ -319,16 +345,17 @@ class Intake:
             yield from self._admit(choice, urgent, now, surprising)
         self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
         for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
-            del self._files[gone]
+            self._forget(gone)
+        self._stirred = {folder: at for folder, at in self._stirred.items() if at > now - self.settle_s}
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
 
-    def _see(self, candidate: _Candidate, inode: int, now: float) -> None:
+    def _see(self, candidate: Candidate, inode: int, now: float) -> None:
         """A scan came by a file that is known."""
         candidate.scan = self._scans
         if inode != candidate.arrival.fingerprint.inode and self._changed(candidate, now):
             return
-        if candidate.state is _Is.UNREADABLE and now >= candidate.retry_at:
-            candidate.state = _Is.NEW
+        if candidate.state is Is.UNREADABLE and now >= candidate.retry_at:
+            candidate.state = Is.NEW
             self._new.append(candidate)
             self._queue(candidate)
 
@@ -368,6 +395,8 @@ class Intake:
         inbox = f"{self.spool.inbox}/"
         name = path.removeprefix(inbox)
         folders = name.count("/")
+        if folders and name != path:
+            name = owner(str(self.spool.inbox), name) or name
         if name == path or folders > MAX_FOLDER_DEPTH:
             self._hinted = True
         elif (candidate := self._files.get(name)) is not None:
@@ -391,51 +420,113 @@ class Intake:
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""
-        for name in [name for name, candidate in self._files.items() if candidate.state is _Is.UNREADABLE]:
-            del self._files[name]
+        for name in [name for name, candidate in self._files.items() if candidate.state is Is.UNREADABLE]:
+            self._forget(name)
 
     # Judging
 
     def _look_at_unfinished(self, now: float) -> None:
-        for candidate in self._unfinished:
-            if (
-                self._is_here(candidate)
-                and not self._changed(candidate, now)
-                and now - candidate.since >= self.settle_s
-            ):
+        waiting, self._unfinished = self._unfinished, []
+        for candidate in waiting:
+            if not candidate.waits or not self._is_here(candidate) or self._changed(candidate, now):
+                continue
+            if candidate.needs is not None and candidate.seen != self._pictures_of(candidate.needs):
+                candidate.since = now
+                self._examine(candidate)
+            elif candidate.state is Is.RESTING and now >= self._rests_until(candidate):
+                self._examine(candidate)
+            elif candidate.state is Is.UNFINISHED and self._is_given_up(candidate, now):
                 self._set_hopeless(candidate)
-        self._unfinished = [
-            candidate
-            for candidate in self._unfinished
-            if candidate.state is _Is.UNFINISHED and self._is_here(candidate)
-        ]
+            else:
+                self._unfinished.append(candidate)
+                continue
+            if candidate.state is Is.READY:
+                self._queue(candidate)
         end = self.clock()
         self._next_unfinished_look = end + max(UNFINISHED_LOOK_S, SCAN_SHARE * (end - now))
 
-    def _examine(self, candidate: _Candidate) -> None:
+    def _is_given_up(self, candidate: Candidate, now: float) -> bool:
+        """Whether it had its time. A picture has it until all is known that might begin with it."""
+        if is_picture(candidate.name) and (self._new or self._beyond):
+            return False
+        return now - candidate.since >= self.settle_s
+
+    def _rests_until(self, candidate: Candidate) -> float:
+        """Until when it is left alone, in monotonic seconds."""
+        folder, _, leaf = candidate.name.rpartition("/")
+        if candidate.arrival.whole_folder or candidate.needs is not None:
+            return candidate.since + self.settle_s / REST_SHARE
+        if folder and (is_picture(leaf) or leaf in PUBLISHED):
+            return self._stirred.get(folder, 0.0) + self.settle_s
+        return 0.0
+
+    def _pictures_of(self, needs: Needs) -> tuple[Fingerprint | None, ...]:
+        """The pictures that a job begins with, as they are now."""
+        return tuple(fingerprint(f"{self.spool.inbox}/{name}") for name in needs.pictures)
+
+    def _waits_again(self, candidate: Candidate) -> bool:
+        """Whether one of its pictures is not what it was when the job was examined."""
+        if candidate.needs is None or candidate.seen == self._pictures_of(candidate.needs):
+            return False
+        candidate.since = self.clock()
+        self._examine(candidate)
+        return candidate.state is not Is.READY
+
+    def _examine(self, candidate: Candidate) -> None:
         """Read the file and judge it."""
         arrival = candidate.arrival
+        if self._beside.names(arrival.name):
+            candidate.state = Is.BESIDE
+            return
+        candidate.needs = None
+        self._let_go_of_pictures(arrival.name)
+        if not arrival.whole_folder and self.clock() < self._rests_until(candidate):
+            self._wait(candidate, Is.RESTING)
+            return
         try:
-            self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
+            needs = self.judge(arrival.name, self.spool.read(arrival.path))
         except Unfinished:
-            candidate.state = _Is.UNFINISHED
-            self._unfinished.append(candidate)
+            self._wait(candidate, Is.UNFINISHED)
         except InvalidRequest:
             self._set_hopeless(candidate)
         except FileNotFoundError:
             self._files.pop(arrival.name, None)
         except OSError as error:
-            candidate.state = _Is.UNREADABLE
+            candidate.state = Is.UNREADABLE
             candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
             self._unreadable_in_a_row += 1
             self._report(arrival.name, f"it cannot be read: {error.strerror or error}")
             return
         else:
-            candidate.state = _Is.READY
+            self._set_by_needs(candidate, needs)
         self._unreadable_in_a_row = 0
 
-    def _set_hopeless(self, candidate: _Candidate) -> None:
-        candidate.state = _Is.HOPELESS
+    def _set_by_needs(self, candidate: Candidate, needs: Needs | None) -> None:
+        """A valid job: ready, or to wait for its pictures."""
+        candidate.needs = needs
+        if needs is not None:
+            candidate.seen = self._pictures_of(needs)
+            self._beside.note(candidate.name, needs.pictures)
+            for name in needs.pictures:
+                picture = self._files.get(name)
+                if picture is not None and picture is not candidate:
+                    picture.state = Is.BESIDE
+                    self._let_go_of_pictures(name)
+        if needs is not None and needs.hopeless:
+            self._set_hopeless(candidate)
+        elif needs is not None and not needs.arrived:
+            self._wait(candidate, Is.UNFINISHED)
+        elif self.clock() < self._rests_until(candidate):
+            self._wait(candidate, Is.RESTING)
+        else:
+            candidate.state = Is.READY
+
+    def _wait(self, candidate: Candidate, state: Is) -> None:
+        candidate.state = state
+        self._unfinished.append(candidate)
+
+    def _set_hopeless(self, candidate: Candidate) -> None:
+        candidate.state = Is.HOPELESS
         self._hopeless.append(candidate)
 
     def _report(self, name: str, why: str) -> None:

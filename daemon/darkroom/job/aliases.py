@@ -16,11 +16,9 @@ ALIASES = {
     "scheduler": "schedule",
     "CLIP_stop_at_last_layers": "clip_skip",
 }
-"""Other name → ours. ``batch_size`` × ``n_iter`` become ``count``; model and clip skip may be ``override_settings``."""
+"""Other name → ours; model and clip skip may be ``override_settings``. For fields that are more than a name: ``a1111``."""
 
-LATER = frozenset(
-    {"loras", "init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale", "matrix", "jobs"}
-)
+LATER = frozenset({"loras", "matrix", "jobs"})
 """Fields of formats to come: known, refused, and said so."""
 
 _ANY_FLAG = (True, False, None)
@@ -28,11 +26,9 @@ _ANY_FLAG = (True, False, None)
 DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "alwayson_scripts": ({}, None),
     "comments": ({}, None),
-    "denoising_strength": (0, 0.0, 0.75, None),
     "disable_extra_networks": (False, None),
     "do_not_save_grid": _ANY_FLAG,
     "do_not_save_samples": _ANY_FLAG,
-    "enable_hr": (False, None),
     "eta": (0, 0.0, None),
     "firstpass_image": (None, ""),
     "firstphase_height": (0, None),
@@ -40,27 +36,33 @@ DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "force_task_id": (None, ""),
     "hr_additional_modules": ([], None),
     "hr_cfg": (1, 1.0, None),
-    "hr_checkpoint_name": (None, ""),
+    "hr_checkpoint_name": (None, "", "Use same checkpoint"),
     "hr_distilled_cfg": (3.5, None),
     "hr_negative_prompt": (None, ""),
     "hr_prompt": (None, ""),
     "hr_resize_x": (0, None),
     "hr_resize_y": (0, None),
-    "hr_sampler_name": (None, ""),
-    "hr_scale": (2, 2.0, None),
-    "hr_scheduler": (None, ""),
-    "hr_second_pass_steps": (0, None),
-    "hr_upscaler": (None, "", "Latent"),
+    "hr_sampler_name": (None, "", "Use same sampler"),
+    "hr_scheduler": (None, "", "Use same scheduler"),
+    "image_cfg_scale": (0, 0.0, 1.5, None),
+    "include_init_images": _ANY_FLAG,
     "infotext": (None, ""),
-    "init_image": (None, ""),
-    "init_images": ([], None),
+    "initial_noise_multiplier": (1, 1.0, None),
+    "inpaint_full_res": _ANY_FLAG,
+    "inpaint_full_res_padding": (0, 32, None),
+    "inpainting_fill": (0, 1, None),
+    "inpainting_mask_invert": (0, False, None),
+    "latent_mask": (None, ""),
     "loras": ([], None),
-    "mask": (None, ""),
-    "mask_image": (None, ""),
+    "mask_blur": (0, 4, None),
+    "mask_blur_x": (0, 4, None),
+    "mask_blur_y": (0, 4, None),
+    "mask_round": _ANY_FLAG,
     "override_settings": (None,),
     "override_settings_restore_afterwards": _ANY_FLAG,
     "refiner_checkpoint": (None, "", "None"),
     "refiner_switch_at": (0, 0.0, None),
+    "resize_mode": (0, None),
     "restore_faces": (False, None),
     "s_churn": (0, 0.0, None),
     "s_min_uncond": (0, 0.0, None),
@@ -74,7 +76,6 @@ DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "seed_resize_from_h": (-1, 0, None),
     "seed_resize_from_w": (-1, 0, None),
     "send_images": _ANY_FLAG,
-    "strength": (None,),
     "styles": ([], None),
     "subseed": (-1, None),
     "subseed_strength": (0, 0.0, None),

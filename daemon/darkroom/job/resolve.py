@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,12 +13,14 @@ from darkroom import __version__
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest
-from darkroom.job.types import Job, Request
+from darkroom.job.size import size_after
+from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
 from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
 from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
+DEFAULT_STRENGTH = 0.75
 _DEFAULTS = {
     "negative_prompt": "",
     "num_inference_steps": 50,
@@ -30,9 +33,12 @@ _DEFAULTS = {
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
-def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
+def resolve(
+    request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given] = NO_PICTURES
+) -> Job:
     """Decide every field. A seed is chosen (32 bits) where none was asked.
 
+    ``pictures`` are those that the job begins with, by their field; one that is not here yet may be left out.
     Raises InvalidRequest (unknown model or sampler, over a limit) or ModelUnavailable (a model's folder is broken).
     """
     model = _find_model(request.model or catalog.default, catalog)
@@ -49,6 +55,7 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         | _said(defaults)
         | _said(request)
         | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule}
+        | _pictured(request, config, pictures, errors)
     )
     if chosen["seed"] < 0:
         chosen["seed"] = secrets.randbits(32)
@@ -63,6 +70,25 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
 
 def _said(model: BaseModel) -> dict[str, Any]:
     return {field: value for field, value in model if value is not None}
+
+
+def _pictured(
+    request: Request, config: Config, pictures: Mapping[str, Given], errors: list[FieldError]
+) -> dict[str, Any]:
+    """The fields that hang together with the picture to begin with."""
+    if request.init_image is None:
+        for field, hint in (("strength", "remove the field"), ("mask_image", "what it covers is not there")):
+            if getattr(request, field) is not None:
+                errors.append(FieldError("means nothing without init_image, a picture to begin with", field, hint=hint))
+        return {"mask_image": None, "strength": None}
+    fields: dict[str, Any] = {"strength": DEFAULT_STRENGTH if request.strength is None else request.strength}
+    for field in IMAGE_FIELDS:
+        if getattr(request, field) is not None:
+            fields[field] = pictures[field].file if field in pictures else field
+    if (first := pictures.get("init_image")) is not None:
+        size = size_after(first[1:], request.width, request.height, config.limits)
+        fields["width"], fields["height"] = size
+    return fields
 
 
 def _find_model(name: str, catalog: Catalog) -> Model:
@@ -116,6 +142,12 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))
+    if job.hires is not None and not errors:
+        width, height = round(job.width * job.hires.scale), round(job.height * job.hires.scale)
+        if width > limits.max_width or height > limits.max_height or width * height > limits.max_pixels:
+            hint = f"[limits] allows {limits.max_width} × {limits.max_height} and {limits.max_pixels:,} pixels"
+            message = f"makes it {width} × {height}, which is too large here"
+            errors.append(FieldError(message, "hires.scale", got=job.hires.scale, hint=hint))
 
 
 def _check_tags(job: Job, errors: list[FieldError]) -> None:
