@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from darkroom.engine.learned import Learned
 from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning, encode
+from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
@@ -138,7 +139,8 @@ class Rendering:
         if not all(index in self.latents for index in batch):
             yield from self._denoise(batch, len(passes(self.job)) - 1)
         for index, image in self._decode(batch):
-            picture = self._picture(index, image)
+            shown = yield from self._censored(index, image)
+            picture = self._picture(index, shown)
             self.missing.remove(index)
             self.drafts.pop(index, None)
             yield from self._told()
@@ -231,6 +233,17 @@ class Rendering:
             for index, picture in zip(group, pixels, strict=True):
                 yield index, self.originals.kept(Image.fromarray(picture.numpy()))
                 del self.latents[index]
+
+    def _censored(self, index: int, image: Image) -> Generator[Event, None, Image]:
+        """The picture as it may be shown, where somebody looks at it."""
+        wanted = self.pipeline.safety
+        if wanted == "off":
+            return image
+        with self._timed("decode"), self._at_work("decode", "safety_checker"):
+            image, warning = censored(self.pipeline.part("safety_checker"), wanted, image, index)
+        if warning is not None:
+            yield warning
+        return image
 
     def _picture(self, index: int, image: Image) -> Picture:
         from darkroom.output import encode as save
