@@ -21,7 +21,7 @@ from darkroom.job import Job
 
 def is_guided(pipeline: Pipeline, job: Job) -> bool:
     """Whether there is classifier-free guidance: not at a scale of 1 or less, nor for UNets that were distilled."""
-    return job.guidance_scale > 1 and pipeline.unet_config.get("time_cond_proj_dim") is None
+    return job.guidance_scale > 1 and not pipeline.distilled
 
 
 def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> torch.Tensor:
@@ -29,7 +29,7 @@ def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> to
 
     Made on the CPU, so that it does not depend on the GPU's make.
     """
-    channels, reduction = pipeline.unet_config.get("in_channels", 4), pipeline.reduction
+    channels, reduction = pipeline.vae_config.get("latent_channels", 4), pipeline.reduction
     shape = (1, channels, job.height // reduction, job.width // reduction)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(pipeline.device)
 
@@ -129,7 +129,7 @@ def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
             for values in (config.latents_mean, config.latents_std)
         )
         latents = latents * deviation + mean * config.scaling_factor
-    return latents.div(config.scaling_factor)
+    return latents.div(config.scaling_factor).add(getattr(config, "shift_factor", None) or 0)
 
 
 def _is_void(pixels: torch.Tensor) -> bool:
