@@ -207,9 +207,9 @@ def test_every_model_that_cannot_be_used_is_one_sentence_in_error_json_and_the_n
     shutil.copytree(folder, models / "cut-folder")
     part = models / "cut-folder/unet/diffusion_pytorch_model.safetensors"
     part.write_bytes(part.read_bytes()[:-5])
-    shutil.copytree(folder, models / "flux")
-    index = models / "flux/model_index.json"
-    index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
+    shutil.copytree(folder, models / "kandinsky")
+    index = models / "kandinsky/model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
     shutil.copytree(folder, models / "pickles")
     weights = models / "pickles/vae/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
@@ -221,7 +221,7 @@ def test_every_model_that_cannot_be_used_is_one_sentence_in_error_json_and_the_n
         "cut": "cut.safetensors is cut short: it has ",
         "pickle": "pickle.safetensors is a pickle with a safetensors name",
         "cut-folder": f"{part} is cut short: it has ",
-        "flux": "is of the family Flux, which darkroom cannot run; it can run SD 1, SD 2, SDXL",
+        "kandinsky": "is of the family KandinskyPipeline, which darkroom cannot run; it can run SD 1, ",
         "pickles": "has its weights as a pickle",
         "missing": "model_index.json is missing",
     }

@@ -189,8 +189,8 @@ def test_weights_that_are_not_all_there_are_not_made_up(folder: Path, part: str)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(folder: Path) -> None:
-    change(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(ModelUnavailable, match=r"is of the family Flux, which .* SD 1, SD 2, SDXL"):
+    change(folder / "model_index.json", _class_name="KandinskyPipeline")
+    with pytest.raises(ModelUnavailable, match=r"is of the family Kandinsky.*, which .* SD 1, SD 2, SDXL, SD 3, Flux"):
         load(folder)
 
 

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from darkroom.config import Config
+from darkroom.engine.flow import FlowPipeline
+from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
@@ -419,7 +421,8 @@ def test_pictures_made_before_memory_ran_out_are_not_made_again(engine: Engine) 
 
 def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Iterator[Event]:
     """A job on a plan that a test chooses, such as a GPU's batches."""
-    rendering = Rendering(
+    kind: type[Rendering] = FlowRendering if isinstance(pipeline, FlowPipeline) else Rendering
+    rendering = kind(
         pipeline,
         job,
         list(range(job.count)),

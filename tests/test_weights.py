@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from darkroom.catalog import BUNDLED
 from darkroom.weights import BadFile, Header, family_of, read_header, what_else
 
-UNET = "model.diffusion_model.input_blocks.0.0.weight"
+PREFIX = "model.diffusion_model."
+UNET = f"{PREFIX}input_blocks.0.0.weight"
+FLOWS = {
+    "SD 3": ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight", "y_embedder.mlp.0.weight"),
+    "Flux": ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "txt_in.weight", "img_in.weight"),
+}
 
 
 def header(**shapes: tuple[int, ...]) -> Header:
@@ -23,6 +28,11 @@ def header(**shapes: tuple[int, ...]) -> Header:
 
 def checkpoint(*names: str, channels: int = 4) -> Header:
     shapes = {UNET: (320, channels, 3, 3)} | dict.fromkeys(names, (8,))
+    return Header(shapes, dict.fromkeys(shapes, 2), 0)
+
+
+def flow(family: str, prefix: str, *more: str) -> Header:
+    shapes = {prefix + name: (8,) for name in (*FLOWS[family], *more)}
     return Header(shapes, dict.fromkeys(shapes, 2), 0)
 
 
@@ -93,6 +103,12 @@ def test_the_family_is_told_by_the_text_encoder(names: list[str], family: str) -
     assert family_of(checkpoint(*names)) == family
 
 
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize("family", FLOWS)
+def test_one_that_follows_a_flow_is_told_by_its_transformer(family: str, prefix: str) -> None:
+    assert family_of(flow(family, prefix)) == family
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
@@ -100,8 +116,10 @@ def test_the_family_is_told_by_the_text_encoder(names: list[str], family: str) -
         (checkpoint("conditioner.embedders.0.model.positional_embedding"), "the SDXL refiner"),
         (checkpoint(), "a UNet without its text encoder"),
         (header(lora_unet_down__lora_down__weight=(8, 8)), "a LoRA"),
-        (header(double_blocks__0__x=(8,)), "a Flux model"),
-        (header(model__diffusion_model__joint_blocks__0__x=(8,)), "a Stable Diffusion 3 model"),
+        (header(double_blocks__0__x=(8,)), "part of a Flux or Stable Diffusion 3 model"),
+        (header(model__diffusion_model__joint_blocks__0__x=(8,)), "part of a Flux or Stable Diffusion 3 model"),
+        (flow("Flux", "", "distilled_guidance_layer.norms.0.scale"), "a model of Flux's kin (Chroma, Flux 2)"),
+        (flow("Flux", PREFIX, "double_blocks.0.img_attn.qkv.scale_weight"), "stored in 8 bits with scales"),
         (header(control_model__x=(8,)), "a ControlNet"),
         (header(decoder__up__0__block__0__x=(8,)), "a VAE"),
         (header(x=(8,)), "nothing that darkroom knows"),

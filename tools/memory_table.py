@@ -30,7 +30,7 @@ from darkroom.config import Config
 from darkroom.errors import DarkroomError, EngineDied
 from darkroom.events import Event, Fallback, Warned
 from darkroom.executors import LocalExecutor
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 ROOM, MODEL, BY = "MEMORY_TABLE_ROOM", "MEMORY_TABLE_MODEL", "MEMORY_TABLE_BY"
 
@@ -61,14 +61,16 @@ class Limited:
                     os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             _enter(room)
 
-    def render(self, job: Job, skip: frozenset[int], stopping: Callable[[], bool]) -> Iterator[Event]:
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
         import torch
 
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
-        yield from self.engine.render(job, skip, stopping)
+        yield from self.engine.render(job, skip, stopping, images)
         peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM") - self.base
         yield Warned("peak", str(peak))
 

@@ -20,16 +20,15 @@ from pydantic import ValidationError
 
 from darkroom.config import ModelDefaults, ModelEntry, Models
 from darkroom.errors import ModelUnavailable
+from darkroom.families import DISTILLED, FLOWS, Flow
 from darkroom.weights import BadFile, Header, family_of, read_header, what_else
 
 BUNDLED = Path(__file__).parent / "seedling"
 
 Source = Literal["bundled", "config", "models_dir", "hub"]
 
-FAMILIES = ("SD 1", "SD 2", "SDXL")
-"""What the engine can run."""
-
-_OTHER_FAMILIES = {"StableDiffusion3Pipeline": "SD 3", "FluxPipeline": "Flux"}
+FLUX_SAMPLE_SIZE = 128
+"""Latents along a side of the pictures that Flux was trained on; its configuration does not tell."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Model:
 
     @cached_property
     def defaults(self) -> ModelDefaults:
-        """The config's defaults over the folder's own ``darkroom.json`` over the model's native size.
+        """The config's defaults over the folder's own ``darkroom.json`` over the family's and the native size.
 
         Raises ModelUnavailable where it is not a model.
         """
@@ -70,7 +69,7 @@ class Model:
             fault = error.errors()[0]
             raise ModelUnavailable(f'model "{self.name}": {file}: {fault["loc"][0]}: {fault["msg"]}') from None
         size = self._native_size()
-        chosen: dict[str, Any] = {"width": size, "height": size}
+        chosen: dict[str, Any] = {"width": size, "height": size} | self._family_defaults()
         for source in (recommended, self.configured):
             chosen.update(
                 {key: value for key, value in source if key in ModelDefaults.model_fields and value is not None}
@@ -79,12 +78,19 @@ class Model:
 
     @cached_property
     def family(self) -> str:
-        """``SD 1``, ``SD 2``, ``SDXL``, or what the folder calls itself. Raises ModelUnavailable."""
+        """One of ``FAMILIES``, or what the folder calls itself. Raises ModelUnavailable."""
         return family_of_folder(self)
+
+    @cached_property
+    def flow(self) -> Flow | None:
+        """Its family, if it follows a flow; None too where that is not known yet. Raises ModelUnavailable."""
+        return flow_of(self.read("model_index.json")) if self.fetched else None
 
     def size(self) -> int:
         """Bytes of all its weights, as they are on the disk. Raises ModelUnavailable."""
         files = [self.checkpoint] if self.checkpoint else list(self.folder.glob("*/*.safetensors"))
+        if self.checkpoint and self.flow:  # the rest is its base's
+            files += [file for part in ("text_encoder*", "vae") for file in self.folder.glob(f"{part}/*.safetensors")]
         try:
             return sum(file.stat().st_size for file in files)
         except OSError as error:
@@ -100,11 +106,19 @@ class Model:
             )
         return ModelDefaults(**own)
 
+    def _family_defaults(self) -> dict[str, Any]:
+        if self.flow is None:
+            return {}
+        defaults = {"num_inference_steps": self.flow.num_inference_steps, "guidance_scale": self.flow.guidance_scale}
+        if self.flow.name == "Flux" and not self.read("transformer/config.json").get("guidance_embeds"):
+            defaults = DISTILLED
+        return {"sampler": "Euler", **defaults}
+
     def _native_size(self) -> int:
         """Side of a picture in pixels: the UNet's or transformer's sample size times the VAE's reduction."""
         index = self.read("model_index.json")
         part = "unet" if "unet" in index else "transformer"
-        sample = self.read(f"{part}/config.json").get("sample_size")
+        sample = self.read(f"{part}/config.json").get("sample_size", FLUX_SAMPLE_SIZE if self.flow else None)
         blocks = self.read("vae/config.json").get("block_out_channels", [0] * 4)
         if isinstance(sample, list):
             sample = sample[0]
@@ -127,6 +141,11 @@ class Model:
         return content
 
 
+def flow_of(index: dict[str, Any]) -> Flow | None:
+    """The family that follows a flow which a model_index.json is of, if it is."""
+    return next((flow for flow in FLOWS.values() if flow.pipeline == index.get("_class_name")), None)
+
+
 def family_of_folder(model: Model) -> str:
     """From its model_index.json and the width of its texts. Raises ModelUnavailable."""
     # a model for inpainting is one of its family, with a UNet that takes more channels
@@ -136,7 +155,7 @@ def family_of_folder(model: Model) -> str:
     if kind == "StableDiffusionPipeline":
         # the text encoder of SD 2 is OpenCLIP's, 1024 wide; that of SD 1 is CLIP's, 768 wide
         return "SD 2" if model.read("text_encoder/config.json").get("hidden_act") == "gelu" else "SD 1"
-    return _OTHER_FAMILIES.get(kind, kind)
+    return model.flow.name if model.flow else kind
 
 
 def header_of(name: str, file: Path) -> Header:

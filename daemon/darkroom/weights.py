@@ -73,14 +73,27 @@ _SD1_TEXT = "cond_stage_model.transformer."
 _SD2_TEXT = "cond_stage_model.model."
 _SDXL_TEXT = "conditioner.embedders.1.model."
 _REFINER_TEXT = "conditioner.embedders.0.model."
+_FLOWS = {
+    "SD 3": ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight", "y_embedder.mlp.0.weight"),
+    "Flux": ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "txt_in.weight", "img_in.weight"),
+}
+"""Tensors of transformers, with or without the prefix of a UNet."""
+_KIN = ("distilled_guidance_layer.", "double_stream_modulation_img.")
+"""What Flux's kin have besides its tensors: Chroma, Flux 2."""
+_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale")
+"""What stands beside weights that were stored in 8 bits and must be multiplied by it."""
 
 
 def family_of(header: Header) -> str | None:
-    """``SD 1``, ``SD 2``, ``SDXL`` for a checkpoint as CompVis, Stability and their kin lay it out.
+    """One of ``FAMILIES`` for a checkpoint as CompVis, Stability, Black Forest Labs and their kin lay it out.
 
     None for what is no such checkpoint; ``what_else`` says what it may be.
     """
     names = header.shapes
+    for prefix in ("", _UNET):
+        for family, tensors in _FLOWS.items():
+            if all(prefix + tensor in names for tensor in tensors):
+                return None if any(part in name for part in (*_KIN, *_SCALES) for name in names) else family
     if f"{_UNET}input_blocks.0.0.weight" not in names or header.shapes[f"{_UNET}input_blocks.0.0.weight"][1] != 4:
         return None
     for family, prefix in (("SDXL", _SDXL_TEXT), ("SD 2", _SD2_TEXT), ("SD 1", _SD1_TEXT)):
@@ -103,10 +116,12 @@ def what_else(header: Header) -> str:
         return "the SDXL refiner, which is no text-to-image model by itself"
     if any_has("lora_", ".lora.", "lora_A", "lora_down"):
         return "a LoRA, not a model"
-    if any_has("double_blocks.", "single_transformer_blocks."):
-        return "a Flux model, which darkroom cannot run yet"
-    if any_has("joint_blocks."):
-        return "a Stable Diffusion 3 model, which darkroom cannot run yet"
+    if any_has(*_KIN):
+        return "a model of Flux's kin (Chroma, Flux 2), which darkroom cannot run"
+    if any_has(*_SCALES):
+        return "a model whose weights are stored in 8 bits with scales beside them, which darkroom cannot read"
+    if any_has("double_blocks.", "single_transformer_blocks.", "joint_blocks."):
+        return "part of a Flux or Stable Diffusion 3 model, or one in another layout"
     if any_has("control_model.", "controlnet_cond_embedding"):
         return "a ControlNet, not a model"
     if first in names:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import FAMILIES, Catalog
+from darkroom.catalog import Catalog
 from darkroom.config import Config, load
 from darkroom.errors import ModelUnavailable
+from darkroom.families import FAMILIES
 
 
 def list_models(config_file: Path | None, root: Path | None, *, as_json: bool) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from darkroom.catalog import Model
 from darkroom.errors import ModelUnavailable
+from darkroom.weights import Header
 
 
 def part_loaders(
@@ -50,6 +51,18 @@ def part_loaders(
         "unet": lambda: convert(UNet2DConditionModel, "unet"),
         "vae": lambda: convert(AutoencoderKL, "vae"),
     }
+
+
+def flow_part_loaders(
+    model: Model, checkpoint: Path, header: Header, transformer: Any, dtype: torch.dtype
+) -> dict[str, Callable[[], Any]]:
+    """The same for SD 3 and Flux: of a file the transformer, and the VAE if it is there; the rest is the base's."""
+    from diffusers import AutoencoderKL
+
+    loaders = {"transformer": lambda: _converted(model, checkpoint, "transformer", transformer, dtype)}
+    if any(name.startswith(("first_stage_model.", "vae.")) for name in header.shapes):
+        loaders["vae"] = lambda: _converted(model, checkpoint, "vae", AutoencoderKL, dtype)
+    return loaders
 
 
 def load_vae(model: Model, file: Path, dtype: torch.dtype) -> Any:

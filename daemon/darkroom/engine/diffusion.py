@@ -23,7 +23,7 @@ from darkroom.job import Job
 
 def is_guided(pipeline: Pipeline, job: Job) -> bool:
     """Whether there is classifier-free guidance: not at a scale of 1 or less, nor for UNets that were distilled."""
-    return job.guidance_scale > 1 and pipeline.unet_config.get("time_cond_proj_dim") is None
+    return job.guidance_scale > 1 and not pipeline.distilled
 
 
 def noise(pipeline: Pipeline, width: int, height: int, generators: list[torch.Generator]) -> torch.Tensor:
@@ -188,7 +188,7 @@ def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterat
 def _scaling(config: Any, device: torch.device) -> tuple[Any, Any]:
     """``shift`` and ``factor``: latents as the UNet knows them, of unit deviation, are (the VAE's - shift) * factor."""
     if config.latents_mean is None or config.latents_std is None:
-        return 0.0, config.scaling_factor
+        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
     mean, deviation = (
         torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
     )

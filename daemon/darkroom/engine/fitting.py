@@ -81,7 +81,7 @@ class Fitting:
         if room is not None and needed <= room:
             found.append(f"about {gib(needed)} should do, and {gib(room)} are free now: did another program hold them?")
         elif room is not None:
-            size = largest_size(self.plan, self.need, room)
+            size = largest_size(self.plan, self.need, room, self.ladder.grain)
             found.append(
                 "{}×{} may fit".format(*size) if size else f"about {gib(needed)} are needed and {gib(room)} are free"
             )

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from darkroom.catalog import FAMILIES, Model, header_of
+from darkroom.catalog import Model, header_of
 from darkroom.config import EngineSettings, Safety
-from darkroom.engine.checkpoints import load_vae, part_loaders
+from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
+from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
+from darkroom.families import FAMILIES, Flow
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -40,14 +43,14 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
             f'The model "{model.name}" is of the family {family}, which darkroom cannot run; it can run '
             f"{', '.join(FAMILIES)}"
         )
+    if model.flow is not None:
+        return _open_flow(model, model.flow, settings, device, safety)
     index = model.read("model_index.json")
     xl = family == "SDXL"
-    texts = TEXT_ENCODERS if xl else TEXT_ENCODERS[:1]
-    configs = {part: model.read(f"{part}/config.json") for part in (*texts, "unet", "vae")}
-    vae_config = configs["vae"]
-    if model.configured.vae is not None and (model.configured.vae / "config.json").is_file():
-        vae_config = Model(model.name, model.configured.vae, model.configured).read("config.json")
-    _check_task(model, configs["unet"], vae_config)
+    texts = TEXT_ENCODERS[:2] if xl else TEXT_ENCODERS[:1]
+    configs = {part: model.read(f"{part}/config.json") for part in (*texts, "unet")}
+    vae_config = _vae_config(model)
+    _check_task(model, configs["unet"].get("in_channels", 4), vae_config)
     dtype = choose_dtype(settings, device, _workload(configs["unet"]))
     if model.checkpoint is not None:
         header_of(model.name, model.checkpoint)
@@ -93,8 +96,85 @@ def _explained(model: Model, load: Load) -> Load:
     return explained
 
 
-def _check_task(model: Model, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+def _open_flow(
+    model: Model, flow: Flow, settings: EngineSettings, device: torch.device, safety: Safety
+) -> FlowPipeline:
+    """The same for a family that follows a flow."""
+    import diffusers
+
+    index = model.read("model_index.json")
+    flux = flow.name == "Flux"
+    texts: tuple[str, ...] = TEXT_ENCODERS[:2] if flux else TEXT_ENCODERS
+    if not flux and (index.get(texts[2]) or [None])[0] is None:
+        texts = texts[:2]  # SD 3 can do without T5, where its index says so
+    for part in texts:
+        model.read(f"{part}/config.json")
+    config, vae_config = model.read("transformer/config.json"), _vae_config(model)
+    _check_task(model, config.get("in_channels", 0) // (4 if flux else 1), vae_config)
+    dtype = choose_dtype(settings, device)
+    if settings.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        dtype = torch.bfloat16  # what they were trained in: some run out of float16's range
+    kinds = _flow_kinds(flux)
+    loaders = _part_loaders(model, {part: kinds[part] for part in (*texts, "transformer", "vae")}, dtype)
+    if model.checkpoint is not None:
+        header = header_of(model.name, model.checkpoint)
+        loaders |= flow_part_loaders(model, model.checkpoint, header, kinds["transformer"], dtype)
+    if model.configured.vae is not None:
+        loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
+    if safety != "off":
+        loaders["safety_checker"] = _checker(model, dtype)
+    t5 = texts[-1] if flux or len(texts) == len(TEXT_ENCODERS) else None
+    return FlowPipeline(
+        name=model.name,
+        device=device,
+        dtype=dtype,
+        tokenizers=tuple(
+            _load_tokenizer(model, part.replace("text_encoder", "tokenizer"), t5=part == t5) for part in texts
+        ),
+        loaders={part: _explained(model, load) for part, load in loaders.items()},
+        unet_config=config,
+        vae_config=vae_config,
+        scheduler_config=model.read("scheduler/scheduler_config.json"),
+        penultimate=not flux,
+        zero_empty_negative=False,
+        vae_upcast=False,
+        safety=safety,
+        flow=flow,
+        kind=getattr(diffusers, flow.pipeline),
+    )
+
+
+def _flow_kinds(flux: bool) -> dict[str, Any]:
+    """The class of each part."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+
+    with _image_processors_unsaid():
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+    if flux:
+        return {
+            "text_encoder": CLIPTextModel,
+            "text_encoder_2": T5EncoderModel,
+            "transformer": FluxTransformer2DModel,
+            "vae": AutoencoderKL,
+        }
+    return {
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "text_encoder_3": T5EncoderModel,
+        "transformer": SD3Transformer2DModel,
+        "vae": AutoencoderKL,
+    }
+
+
+def _vae_config(model: Model) -> dict[str, Any]:
+    """Of the VAE that is used, the model's own or another."""
+    if model.configured.vae is not None and (model.configured.vae / "config.json").is_file():
+        return Model(model.name, model.configured.vae, model.configured).read("config.json")
+    return model.read("vae/config.json")
+
+
+def _check_task(model: Model, channels: int, vae: dict[str, Any]) -> None:
+    latents = vae.get("latent_channels", 4)
     if channels not in (latents, 2 * latents + 1):  # the second is an inpainting model's: mask and surroundings too
         raise ModelUnavailable(
             f'The model "{model.name}" takes {channels} channels where its VAE has {latents}: it is made for a task '
@@ -105,13 +185,15 @@ def _check_task(model: Model, unet: dict[str, Any], vae: dict[str, Any]) -> None
 def _folder_loaders(model: Model, texts: tuple[str, ...], dtype: torch.dtype) -> dict[str, Load]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    with warnings.catch_warnings():
-        # transformers speaks of image processors wherever torchvision is missing; none is used here
-        warnings.filterwarnings("ignore", message=".*(torchvision|[Ii]mage processor).*")
+    with _image_processors_unsaid():
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     kinds: dict[str, Any] = dict(zip(texts, (CLIPTextModel, CLIPTextModelWithProjection), strict=False))
-    kinds |= {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    return _part_loaders(model, kinds | {"unet": UNet2DConditionModel, "vae": AutoencoderKL}, dtype)
+
+
+def _part_loaders(model: Model, kinds: dict[str, Any], dtype: torch.dtype) -> dict[str, Load]:
+    """A loader for each of these parts of the folder."""
 
     def loader(part: str, kind: Any) -> Load:
         return lambda: _load_part(model, model.folder / part, kind.from_pretrained, dtype)
@@ -196,20 +278,29 @@ def _variant(model: Model, folder: Path, dtype: torch.dtype) -> str | None:
     return variant
 
 
-def _load_tokenizer(model: Model, part: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(torchvision|[Ii]mage processor).*")
-        from transformers import CLIPTokenizer
+def _load_tokenizer(model: Model, part: str, *, t5: bool = False) -> Any:
+    with _image_processors_unsaid():
+        from transformers import CLIPTokenizer, T5Tokenizer
 
     folder = model.folder / part
-    complete = (folder / "tokenizer.json").is_file() or all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    )
-    if not complete:
-        raise ModelUnavailable(
-            f'The model "{model.name}" is incomplete: {folder} has neither tokenizer.json nor vocab.json and merges.txt'
-        )
-    return _explained(model, lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True))()
+    lacking = None
+    if not (folder / "tokenizer.json").is_file():
+        if t5:
+            lacking = "no tokenizer.json"
+        elif not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            lacking = "neither tokenizer.json nor vocab.json and merges.txt"
+    if lacking is not None:
+        raise ModelUnavailable(f'The model "{model.name}" is incomplete: {folder} has {lacking}')
+    kind: Any = T5Tokenizer if t5 else CLIPTokenizer
+    return _explained(model, lambda: kind.from_pretrained(folder, local_files_only=True))()
+
+
+@contextmanager
+def _image_processors_unsaid() -> Iterator[None]:
+    """transformers speaks of image processors wherever torchvision is missing; none is used here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(torchvision|[Ii]mage processor).*")
+        yield
 
 
 def _workload(unet_config: dict[str, Any]) -> Workload:

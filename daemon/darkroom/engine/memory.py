@@ -36,13 +36,16 @@ CHOICES: Mapping[str, Any] = {"vae": Vae, "attention": Attention, "texts": Texts
 """What a plan may choose besides numbers."""
 
 GRAIN = 8
-"""Width and height in pixels are multiples of this."""
+"""Width and height in pixels are multiples of this, or of more."""
 
 TILE = 64
 """Side of the VAE's tiles in latents: 512 pixels."""
 
 DOUBT = 2.0
 """An estimate is at most this many times too small or too large (docs/memory.md has the measurements)."""
+
+FLOW_TENSORS = 12
+"""Tensors of a transformer's width that lie in memory at the highest peak of its pass, for one position."""
 
 _SHRINK = 0.75
 _FEWEST_STEPS = 8
@@ -119,6 +122,8 @@ class Ladder:
     """No memory-efficient kernel serves, and the scores of all heads would lie in memory at once."""
     streams_layers: bool = False
     """There is a memory besides the device's own to stream layers from."""
+    grain: int = GRAIN
+    """Width and height in pixels are multiples of this."""
 
 
 def step_down(plan: MemoryPlan, ladder: Ladder, phase: Phase | None = None) -> tuple[MemoryPlan, Rung] | None:
@@ -204,12 +209,14 @@ def _sequential_offload(plan: MemoryPlan, ladder: Ladder) -> Step:
 
 
 def _smaller_picture(plan: MemoryPlan, ladder: Ladder) -> Step:
-    """Both sides by the same factor, so that the aspect stays as near as multiples of 8 allow."""
+    """Both sides by the same factor, so that the aspect stays as near as the grain allows."""
     shorter = min(plan.width, plan.height)
     if ladder.on_oom != "degrade" or shorter <= plan.smallest_side:
         return None
     factor = max(_SHRINK, plan.smallest_side / shorter)
-    width, height = (max(_floored(side * factor), plan.smallest_side) for side in (plan.width, plan.height))
+    width, height = (
+        max(int(side * factor) // ladder.grain * ladder.grain, plan.smallest_side) for side in (plan.width, plan.height)
+    )
     changes = {"width": width, "height": height}
     return replace(plan, width=width, height=height), Rung("smaller_picture", False, changes)
 
@@ -234,10 +241,6 @@ _RUNGS: tuple[tuple[frozenset[str], Callable[[MemoryPlan, Ladder], Step]], ...] 
     (frozenset({"denoise"}), _fewer_steps),
 )
 """Where memory may have run out for a rung to help, and the rung."""
-
-
-def _floored(side: float) -> int:
-    return int(side) // GRAIN * GRAIN
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,37 @@ class Need:
             reduction=2 ** (len(vae["block_out_channels"]) - 1),
         )
 
+    @classmethod
+    def of_flow(
+        cls,
+        transformer: Mapping[str, Any],
+        vae: Mapping[str, Any],
+        weights: Mapping[str, int],
+        *,
+        largest: int,
+        itemsize: int,
+        guided: bool,
+        tokens: int,
+    ) -> Need:
+        """The same for a transformer (SD 3, Flux), which attends to ``tokens`` of the prompt besides the picture's.
+
+        Four positions of latents are one of the picture's.
+        """
+        halves = 2 if guided else 1
+        heads = int(transformer["num_attention_heads"])
+        token = FLOW_TENSORS * halves * heads * int(transformer["attention_head_dim"]) * itemsize
+        return cls(
+            texts=weights["texts"],
+            denoiser=weights["denoiser"],
+            vae=weights["vae"],
+            workspace=largest + tokens * token,
+            position=token // 4,
+            scores=0,
+            heads=halves * heads,
+            pixel=9 * vae["block_out_channels"][0] * itemsize,
+            reduction=2 ** (len(vae["block_out_channels"]) - 1),
+        )
+
     def phases(self, plan: MemoryPlan) -> dict[Phase, int]:
         """The peak of each phase, weights included."""
         resident = plan.weights == "resident"
@@ -346,9 +380,9 @@ def first_plan(full: MemoryPlan, ladder: Ladder, need: Need, room: float | None)
     return replace(plan, alone=full.alone)
 
 
-def largest_size(plan: MemoryPlan, need: Need, room: int) -> tuple[int, int] | None:
+def largest_size(plan: MemoryPlan, need: Need, room: int, grain: int = GRAIN) -> tuple[int, int] | None:
     """Width and height, in the plan's aspect, that ``plan`` should fit into ``room`` bytes with; None if none does."""
-    ladder = Ladder(on_oom="degrade")
+    ladder = Ladder(on_oom="degrade", grain=grain)
     while need.peak(plan) > room:
         found = _smaller_picture(plan, ladder)
         if found is None:

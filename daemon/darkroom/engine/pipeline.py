@@ -18,7 +18,7 @@ from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.memory import MemoryPlan, Need
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass
@@ -55,6 +55,9 @@ class Pipeline:
     _fused: Mapping[str, Any] | None = None
     """The UNet's own attention, while it is sliced."""
 
+    slices_attention = True
+    """Its attention can be computed one head at a time."""
+
     @property
     def text_encoders(self) -> tuple[Any, ...]:
         """One, or SDXL's two."""
@@ -85,6 +88,16 @@ class Pipeline:
         """Whether the UNet is shown, with the noisy latents, a mask and what is around it (9 channels)."""
         latents = self.vae_config.get("latent_channels", 4)
         return bool(self.unet_config.get("in_channels", 4) == 2 * latents + 1)
+
+    @property
+    def grain(self) -> int:
+        """Width and height of its pictures, in pixels, are multiples of this."""
+        return self.reduction
+
+    @property
+    def distilled(self) -> bool:
+        """The denoiser is told the guidance scale, and looks at a prompt once instead of twice."""
+        return self.unet_config.get("time_cond_proj_dim") is not None
 
     @property
     def native_side(self) -> int:
@@ -191,22 +204,26 @@ class Pipeline:
 
     def need(self, *, guided: bool, slices_attention: bool) -> Need:
         """What it needs to make pictures. Parts that were never in memory count as nothing."""
-        size = self.sizes.get
         itemsize = torch.empty((), dtype=self.dtype).element_size()
         return Need.of(
             self.unet_config,
             self.vae_config,
-            {
-                "texts": sum(size(name, 0) for name in self.text_encoder_names),
-                "denoiser": size("unet", 0),
-                "vae": size("vae", 0) * (2 if self.vae_upcast else 1) + size("safety_checker", 0),
-            },
+            self.weights("unet"),
             largest=self.largest,
             itemsize=itemsize,
             vae_itemsize=4 if self.vae_upcast else itemsize,
             guided=guided,
             slices_attention=slices_attention,
         )
+
+    def weights(self, denoiser: str) -> dict[str, int]:
+        """Bytes of the text encoders, of the part of that name, and of the VAE as it is used, with who looks at its pictures."""
+        size = self.sizes.get
+        return {
+            "texts": sum(size(name, 0) for name in self.text_encoder_names),
+            "denoiser": size(denoiser, 0),
+            "vae": size("vae", 0) * (2 if self.vae_upcast else 1) + size("safety_checker", 0),
+        }
 
 
 def _stream(part: Any, device: torch.device) -> None:

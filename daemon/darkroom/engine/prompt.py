@@ -73,7 +73,7 @@ def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
     """
     texts = {"prompt": job.prompt} | ({"negative_prompt": job.negative_prompt} if guided else {})
     parsed = {field: _parse(field, text) for field, text in texts.items()}
-    edited = [_edited(field, text) for field, text in texts.items() if edits(text)]
+    warned = [warning for field, text in texts.items() for warning in edited(field, text)]
     warnings: dict[str, Warned] = {}
     tokenized: list[dict[str, _Text]] = []
     for tokenizer, encoder in zip(pipeline.tokenizers, pipeline.text_encoders, strict=True):
@@ -98,7 +98,7 @@ def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
         negative = Embeddings(
             torch.zeros_like(negative.tokens), None if negative.pooled is None else torch.zeros_like(negative.pooled)
         )
-    return Conditioning(embedded["prompt"], negative, (*edited, *warnings.values()))
+    return Conditioning(embedded["prompt"], negative, (*warned, *warnings.values()))
 
 
 def split(tokens: Sequence[int], comma: int | None, room: int = 75) -> list[list[int]]:
@@ -202,13 +202,14 @@ def _truncated(field: str, room: int, cut: str) -> Warned:
     )
 
 
-def _edited(field: str, text: str) -> Warned:
-    return Warned(
-        "prompt_editing_ignored",
+def edited(field: str, text: str) -> list[Warned]:
+    """A warning, where the text has A1111's prompt editing."""
+    found = edits(text)
+    message = (
         f"The {field.replace('_', ' ')} has A1111's prompt editing ([from:to:when] or [one|other]), which darkroom "
-        "does not do: it was read as plain brackets.",
-        ", ".join(edits(text)),
+        "does not do: it was read as plain brackets."
     )
+    return [Warned("prompt_editing_ignored", message, ", ".join(found))] if found else []
 
 
 def _read(

@@ -13,6 +13,8 @@ from darkroom.engine import device as devices
 from darkroom.engine import host
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.fetching import Fetching
+from darkroom.engine.flow import FlowPipeline
+from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.learned import Learned
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
@@ -87,7 +89,8 @@ class Engine:
         description = devices.describe(pipeline.device, pipeline.dtype)
         yield Loaded(job.model, seconds, description, devices.versions())
         missing = [index for index in range(job.count) if index not in skip]
-        rendering = Rendering(
+        kind: type[Rendering] = FlowRendering if isinstance(pipeline, FlowPipeline) else Rendering
+        rendering = kind(
             pipeline,
             job,
             missing,

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -80,7 +80,7 @@ class Rendering:
         # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
         # one, where a picture must be the same to the bit whichever others are made with it or were made before.
         batch = 1 if device.type == "cpu" else min(max_batch, max(len(missing), 1))
-        slices = devices.slices_attention(device)
+        slices = pipeline.slices_attention and devices.slices_attention(device)
         last = passes(job)[-1]
         self.fitting = Fitting(
             full=MemoryPlan(
@@ -88,9 +88,13 @@ class Rendering:
                 width=last.width,
                 height=last.height,
                 steps=job.num_inference_steps,
-                smallest_side=_ceiled(max(64, pipeline.native_side // 16 * 8) * _scale(job)),
+                smallest_side=_ceiled(
+                    max(64, pipeline.native_side // 2 // pipeline.grain * pipeline.grain) * _scale(job)
+                ),
             ),
-            ladder=Ladder(job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda"),
+            ladder=Ladder(
+                job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda", grain=pipeline.grain
+            ),
             need=pipeline.need(guided=is_guided(pipeline, job), slices_attention=slices),
             room=self._room,
             learned=learned,
@@ -183,6 +187,10 @@ class Rendering:
             with self._timed("denoise"):
                 latents = latents.cpu()
             del denoiser, start
+        self._denoised(batch, latents)
+
+    def _denoised(self, batch: list[int], latents: Any) -> None:
+        """Keep them for decoding. Raises RenderFailed where they are no numbers."""
         if not torch.isfinite(latents).all():
             raise RenderFailed(
                 f"The model's numbers ran out of range on {self.description}; "
@@ -310,11 +318,11 @@ class Rendering:
         return devices.memory_free(self.pipeline.device, **self.pipeline.held())
 
     def _check_size(self) -> None:
-        reduction = self.pipeline.reduction
-        if self.job.width % reduction or self.job.height % reduction:
+        grain = self.pipeline.grain
+        if self.job.width % grain or self.job.height % grain:
             raise RenderFailed(
                 f"{self.job.width} × {self.job.height} is no size for this model: width and height must be multiples "
-                f"of {reduction}"
+                f"of {grain}"
             )
 
     @contextmanager

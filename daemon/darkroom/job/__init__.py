@@ -1,5 +1,6 @@
 """Jobs: what the user wrote (``Request``), what is rendered (``Job``), what came of it (``Result``)."""
 
+from darkroom.job.misfits import misfits
 from darkroom.job.parse import parse, parse_fields, placed
 from darkroom.job.resolve import resolve
 from darkroom.job.types import (
@@ -30,6 +31,7 @@ __all__ = [
     "PictureRecord",
     "Request",
     "Result",
+    "misfits",
     "parse",
     "parse_fields",
     "placed",

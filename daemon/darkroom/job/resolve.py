@@ -13,6 +13,8 @@ from darkroom import __version__
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest
+from darkroom.families import Flow
+from darkroom.job.misfits import misfits
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
 from darkroom.prompt_syntax import BadTag, take_loras
@@ -44,7 +46,7 @@ def resolve(
     model = _find_model(request.model or catalog.default, catalog)
     defaults = model.defaults
     errors: list[FieldError] = []
-    sampler, schedule = _sampling(request, defaults.sampler, defaults.schedule, errors)
+    sampler, schedule = _sampling(request, defaults.sampler, defaults.schedule, model.flow, errors)
     chosen: dict[str, Any] = (
         _DEFAULTS
         | {
@@ -62,6 +64,8 @@ def resolve(
     job = Job(**chosen)
     _check_limits(job, config, errors)
     _check_tags(job, errors)
+    if model.flow is not None:
+        errors += misfits(job, model.flow)
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
@@ -103,12 +107,18 @@ def _find_model(name: str, catalog: Catalog) -> Model:
 
 
 def _sampling(
-    request: Request, sampler_default: str | None, schedule_default: str | None, errors: list[FieldError]
+    request: Request,
+    sampler_default: str | None,
+    schedule_default: str | None,
+    flow: Flow | None,
+    errors: list[FieldError],
 ) -> tuple[str, str]:
     """The sampler's and schedule's names; a schedule in the sampler's name counts unless one is given by itself."""
     field = "sampler"
     try:
         sampler, implied = find_sampler(request.sampler or sampler_default or DEFAULT_SAMPLER)
+        if flow is not None:
+            sampler = flow.sampler(sampler)
         field = "schedule"
         written = request.schedule or implied
         if written is None and request.sampler is None:
