@@ -39,10 +39,11 @@ LAYERS = [
         "engine.schedulers",
         "engine.samplers",
         "engine.diffusion",
+        "engine.preview",
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],
-    ["record", "work", "loop", "check", "bench"],
+    ["pace", "sheets", "record", "work", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

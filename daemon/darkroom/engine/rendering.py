@@ -19,14 +19,18 @@ from darkroom.engine.fitting import Fitting
 from darkroom.engine.learned import Learned
 from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import Conditioning, encode
 from darkroom.engine.samplers import make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Picture, Step
+from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step
 from darkroom.job import Job
 
 Stopping = Callable[[], bool]
+
+LARGE = 256
+"""Pictures of more pixels a side are handed out with a thumbnail."""
 
 
 class Rendering:
@@ -45,6 +49,7 @@ class Rendering:
         under_way: UnderWay,
         draw_bound: Callable[[int], None],
         save_memory: Callable[[], None],
+        previews: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -54,6 +59,7 @@ class Rendering:
         self.under_way = under_way
         self.draw_bound = draw_bound
         self.save_memory = save_memory
+        self.previews = Previews(pipeline, wanted=previews)
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -133,13 +139,15 @@ class Rendering:
         arguments = step_arguments(scheduler, generators)
         with self._at_work("denoise", "unet"):
             latents = noise(pipeline, job, generators) * scheduler.init_noise_sigma
-            denoiser = Denoiser(pipeline, job, self.conditioning, len(batch))
+            denoiser = self.previews.watch(Denoiser(pipeline, job, self.conditioning, len(batch)))
             for done, timestep in enumerate(scheduler.timesteps, 1):
                 stop_if(self.stopping)
                 with self._timed("denoise"):
                     latents = step(denoiser, scheduler, timestep, latents, arguments)
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), -(-done * steps // len(scheduler.timesteps)), steps)
+                if (preview := self.previews.due(scheduler, done, len(scheduler.timesteps))) is not None:
+                    yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
             del denoiser
@@ -167,13 +175,14 @@ class Rendering:
         from PIL import Image
 
         from darkroom.output import encode as save
-        from darkroom.output import extension
+        from darkroom.output import extension, thumbnail
 
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = Image.fromarray(pixels.numpy())
             data = save(image, job, seed=seed, device=self.description, model_hash=None)
-        return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
+            small = thumbnail(image) if max(image.size) > LARGE else b""
+        return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small)
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
         """Take the next smaller plan. Raises OutOfMemory where there is none."""

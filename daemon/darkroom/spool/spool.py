@@ -25,6 +25,7 @@ from darkroom.spool.ticket import (
     ERROR,
     LOG,
     ORIGIN,
+    PREVIEW,
     PROGRESS,
     RESULT,
     RETRY,
@@ -368,7 +369,7 @@ class Spool:
         self.disk.sync_folder(folder)
 
 
-_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, CANCEL})
+_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, PREVIEW, CANCEL})
 
 
 def request_in(folder: Path) -> str | None:
