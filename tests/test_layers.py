@@ -45,10 +45,11 @@ LAYERS = [
         "engine.diffusion",
         "engine.beginning",
         "engine.stepwise",
+        "engine.preview",
     ],
     ["engine.rendering", "engine.flow_rendering", "engine.render"],
     ["executors"],
-    ["record", "work", "loop", "check", "bench"],
+    ["pace", "sheets", "record", "work", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

@@ -63,6 +63,7 @@ def test_a_dropped_prompt_becomes_a_picture_a_recipe_and_a_log(darkroom: Darkroo
     assert sorted(path.name for path in (darkroom.done / "cat").iterdir()) == [
         "cat-1.png",
         "cat-2.png",
+        "contact-sheet.jpg",
         "log.jsonl",
         "request.json",
         "result.json",

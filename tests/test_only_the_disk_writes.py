@@ -58,6 +58,9 @@ ALLOWED = {
     ("hub.py", "rename"): "the same",
     ("hub.py", "shutil.rmtree"): "the same",
     ("output/encode.py", "save"): "into memory",
+    ("output/sheet.py", "save"): "the same",
+    ("output/thumbnail.py", "save"): "the same",
+    ("engine/preview.py", "save"): "the same",
     ("cli/run.py", "save"): "the contact sheet, where the user asked for it",
 }
 """File and call, and why it may."""

@@ -167,10 +167,13 @@ class IntakeSettings(_Section):
 
 
 class Output(_Section):
-    """``[output]``: how pictures are saved where the job does not say."""
+    """``[output]``: how pictures are saved where the job does not say, and what people are shown besides them."""
 
     format: OutputFormat = "png"
     quality: int = Field(92, ge=1, le=100)
+    previews: bool = True
+    contact_sheet: bool = True
+    page: bool = True
 
 
 class Log(_Section):

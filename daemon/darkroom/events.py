@@ -36,6 +36,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What the batch that starts at picture ``first`` will be, roughly and small: a JPEG, its pictures side by side."""
+
+    first: int
+    batch: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Picture:
     """A finished picture, encoded, its recipe inside."""
 
@@ -47,6 +56,8 @@ class Picture:
     data: bytes
     extension: str
     """``png``, ``jpg`` or ``webp``."""
+    thumbnail: bytes = b""
+    """A small JPEG of a large picture, which saves others from decoding it."""
 
 
 @dataclass(frozen=True)
@@ -78,4 +89,4 @@ class Finished:
     seconds: Mapping[str, float]
 
 
-Event = Alive | Loaded | Step | Picture | Fallback | Warned | Finished
+Event = Alive | Loaded | Step | Preview | Picture | Fallback | Warned | Finished

@@ -14,6 +14,8 @@ from darkroom import __version__
 from darkroom.errors import DarkroomError, JobError, MachineError
 from darkroom.events import Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import ErrorReport, PictureRecord, Result
+from darkroom.pace import Pace
+from darkroom.sheets import JobSheet
 from darkroom.spool import State, Ticket, Verdict, timestamp
 
 
@@ -31,6 +33,9 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     progress_at: float = float("-inf")
     """When progress was last shown, in monotonic seconds."""
+    pace: Pace = field(default_factory=Pace)
+    sheet: JobSheet | None = None
+    """The contact sheet, of a job of several pictures."""
 
     def missing(self) -> bool:
         """Whether pictures remain to be made."""
@@ -50,6 +55,8 @@ class Record:
             "batch": step.batch,
             "pictures": self.state.job.count,
             "finished": len(self.pictures),
+            "steps_per_s": self.pace.steps_per_s(),
+            "seconds_left": self.pace.seconds_left(self.state.job.count - len(self.pictures)),
         }
 
     def loaded(self, event: Loaded) -> None:

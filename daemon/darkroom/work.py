@@ -26,13 +26,14 @@ from darkroom.errors import (
     Stopped,
     StorageTrouble,
 )
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.given import Base, find, has_pictures
 from darkroom.health import Health
 from darkroom.intake import Needs
 from darkroom.job import NO_PICTURES, Given, Job, Request, placed, resolve
 from darkroom.record import Record
+from darkroom.sheets import JobSheet
 from darkroom.spool import Spool, State, Ticket, Verdict
 
 LOOK_AROUND_S = 0.02
@@ -189,7 +190,10 @@ class Work:
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
-        ticket = record.ticket
+        ticket, state = record.ticket, record.state
+        assert state is not None
+        if state.job.count > 1 and self.config.output.contact_sheet:
+            record.sheet = JobSheet(ticket, state.job.count, self.logger)
         while record.missing():
             self._refuse_repeat_offender(ticket)
             number = ticket.begin_attempt()
@@ -245,14 +249,19 @@ class Work:
                 self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
             case Step():
                 now = self.clock()
+                record.pace.stepped(event, now)
                 if now - record.progress_at >= PROGRESS_S:
                     record.progress_at = now
                     _write_log(ticket)
                     ticket.write_progress(record.progress(event))
+            case Preview():
+                ticket.write_preview(event.data)
             case Picture():
                 begin = self.clock()
                 file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
                 record.saved(event, file, self.clock() - begin)
+                if record.sheet is not None:
+                    record.sheet.add(event, file)
                 self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
             case Fallback():
                 record.fell_back(event)
@@ -276,6 +285,8 @@ class Work:
     def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
         ticket = record.ticket
         verdict = record.verdict(error)
+        if error is None and record.sheet is not None:
+            record.sheet.finish((index, picture.file) for index, picture in sorted(record.pictures.items()))
         event, level, fields = "job.done", "info", {"name": ticket.name, "pictures": len(verdict.result.pictures)}
         if verdict.error is None:
             fields["seconds"] = verdict.result.seconds["total"]

@@ -6,7 +6,7 @@ Latents are float32 throughout; only what goes into the UNet and the VAE is in t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,11 @@ class Denoiser:
 
 @torch.inference_mode()
 def step(
-    denoiser: Denoiser, scheduler: Any, timestep: torch.Tensor, latents: torch.Tensor, arguments: Mapping[str, Any]
+    denoiser: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    scheduler: Any,
+    timestep: torch.Tensor,
+    latents: torch.Tensor,
+    arguments: Mapping[str, Any],
 ) -> torch.Tensor:
     """The latents one step less noisy. ``arguments`` are the sampler's own (``samplers.step_arguments``)."""
     predicted = denoiser(scheduler.scale_model_input(latents, timestep), timestep)

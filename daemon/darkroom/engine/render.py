@@ -32,6 +32,7 @@ class Engine:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
         self._max_batch = config.engine.max_batch
+        self._previews = config.output.previews
         try:
             self._device = devices.choose_device(config.engine)
         except ConfigError as missing:
@@ -102,6 +103,7 @@ class Engine:
             under_way=self._under_way,
             draw_bound=self._draw_bound,
             save_memory=lambda: self._save_memory(pipeline),
+            previews=self._previews,
         )
         yield from rendering.begin(death, unloaded)
         yield from rendering.run()

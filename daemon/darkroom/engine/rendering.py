@@ -22,12 +22,13 @@ from darkroom.engine.fitting import Fitting
 from darkroom.engine.learned import Learned
 from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import Conditioning, encode
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Picture, Step, Warned
+from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import final_size, passes
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Stopping = Callable[[], bool]
+
+LARGE = 256
+"""Pictures of more pixels a side are handed out with a thumbnail."""
 
 
 class Rendering:
@@ -54,6 +58,7 @@ class Rendering:
         under_way: UnderWay,
         draw_bound: Callable[[int], None],
         save_memory: Callable[[], None],
+        previews: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -64,6 +69,8 @@ class Rendering:
         self.under_way = under_way
         self.draw_bound = draw_bound
         self.save_memory = save_memory
+        # where somebody looks at what is shown, nothing is shown before
+        self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -173,7 +180,7 @@ class Rendering:
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
             latents = start.latents
             size = (this.width, this.height)
-            denoiser = Denoiser(pipeline, job, self.conditioning, size, len(batch), start.beside)
+            denoiser = self.previews.watch(Denoiser(pipeline, job, self.conditioning, size, len(batch), start.beside))
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
                 with self._timed("denoise"):
@@ -184,6 +191,8 @@ class Rendering:
                         latents = start.keep(scheduler, latents, timesteps[done])
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
+                if (preview := self.previews.due(scheduler, done, len(timesteps))) is not None:
+                    yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
             del denoiser, start
@@ -255,13 +264,14 @@ class Rendering:
 
     def _picture(self, index: int, image: Image) -> Picture:
         from darkroom.output import encode as save
-        from darkroom.output import extension
+        from darkroom.output import extension, thumbnail
 
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = resized(image, *final_size(job))
             data = save(image, job, seed=seed, device=self.description, model_hash=None)
-        return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
+            small = thumbnail(image) if max(image.size) > LARGE else b""
+        return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small)
 
     def _told(self) -> Iterator[Event]:
         """That the VAE needed float32, once."""

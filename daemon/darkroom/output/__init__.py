@@ -3,6 +3,19 @@
 from darkroom.output.encode import encode, extension, read_size
 from darkroom.output.infotext import infotext, read_infotext
 from darkroom.output.recipes import job_in, recipe
-from darkroom.output.sheet import contact_sheet
+from darkroom.output.sheet import Sheet, contact_sheet
+from darkroom.output.thumbnail import thumbnail, thumbnail_of
 
-__all__ = ["contact_sheet", "encode", "extension", "infotext", "job_in", "read_infotext", "read_size", "recipe"]
+__all__ = [
+    "Sheet",
+    "contact_sheet",
+    "encode",
+    "extension",
+    "infotext",
+    "job_in",
+    "read_infotext",
+    "read_size",
+    "recipe",
+    "thumbnail",
+    "thumbnail_of",
+]

@@ -27,6 +27,7 @@ from darkroom.spool.ticket import (
     ERROR,
     LOG,
     ORIGIN,
+    PREVIEW,
     PROGRESS,
     RESULT,
     RETRY,
@@ -390,7 +391,7 @@ class Spool:
         self.disk.sync_folder(folder)
 
 
-_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, CANCEL})
+_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, PREVIEW, CANCEL})
 
 
 def request_in(folder: Path) -> str | None:

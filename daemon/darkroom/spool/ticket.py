@@ -11,6 +11,7 @@
     cat-1.png       finished pictures
     log.jsonl       what happened
     progress.json   how far it is, for people on the share
+    preview.jpg     what the pictures under way will be, for them too
     cancel          somebody wants it stopped
 """
 
@@ -43,6 +44,8 @@ ERROR = "error.json"
 RETRY = "retry.json"
 LOG = "log.jsonl"
 PROGRESS = "progress.json"
+PREVIEW = "preview.jpg"
+SHEET = "contact-sheet.jpg"
 CANCEL = "cancel"
 ATTEMPT = "attempt."
 
@@ -311,10 +314,21 @@ class Ticket:
 
     def write_progress(self, progress: Mapping[str, Any]) -> None:
         """Rewrite progress.json: appears whole, is not durable, never raises."""
+        self._show(PROGRESS, strict_json.line(progress))
+
+    def write_preview(self, data: bytes) -> None:
+        """Rewrite preview.jpg, in the same way."""
+        self._show(PREVIEW, data)
+
+    def _show(self, file: str, data: bytes) -> None:
         try:
-            self.disk.replace(self.at(PROGRESS), strict_json.line(progress), sync=False)
+            self.disk.replace(self.at(file), data, sync=False)
         except (OSError, StorageTrouble):
             return
+
+    def save_sheet(self, data: bytes) -> None:
+        """contact-sheet.jpg, durable with what is published next. Raises OSError, StorageTrouble."""
+        self.disk.replace(self.at(SHEET), data)
 
     def cancel_wanted(self) -> bool:
         """Whether somebody put a file named ``cancel`` into the job's folder."""
