@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from darkroom.bench import JOB, Daemon, Floor
+from darkroom.bench.engine import cases
+from darkroom.bench.spool import JOB, Daemon, Floor
 from darkroom.cli import app
+from darkroom.errors import UsageError
 
 
 def bench(*arguments: str) -> dict[str, Any]:
@@ -54,8 +58,6 @@ def test_without_json_the_figures_are_for_people(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    from darkroom.errors import UsageError
-
     with pytest.raises(UsageError, match="--dir"):
         app(["bench", "spool", "--dir", str(tmp_path / "none")], standalone_mode=False)
 
@@ -77,3 +79,73 @@ def test_the_floor_leaves_the_same_files_as_the_daemon(tmp_path: Path) -> None:
     ours, bare = sizes(tmp_path / "real"), sizes(tmp_path / "floor")
     assert ours.keys() == bare.keys()
     assert all(abs(ours[name] - bare[name]) <= 50 for name in ours)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the user's configuration nor their cache."""
+    folder = tmp_path_factory.mktemp("alone")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DARKROOM_ENGINE__CACHE_DIR", str(folder / "cache"))
+
+
+def test_figures_say_where_with_what_and_when(tmp_path: Path) -> None:
+    figures = bench("spool", "--jobs", "5", "--dir", str(tmp_path), "--json")
+    assert figures["bench"] == "spool"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", figures["date"])
+    assert figures["machine"]["cores"] >= 1
+    assert {"darkroom", "python", "torch"} <= figures["versions"].keys()
+
+
+def test_publishing_is_measured_against_pictures_thrown_away(tmp_path: Path) -> None:
+    figures = bench("publish", "--jobs", "2", "--dir", str(tmp_path), "--json")
+    assert figures["jobs"] == 2
+    assert 0.1 < figures["ratio"] < 2
+    assert figures["device"].startswith("cpu")
+    assert figures["png_ratio"] > 1
+    assert 0.9 < figures["png_bytes_ratio"] < 1.07
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_waits_are_measured(tmp_path: Path) -> None:
+    figures = bench("start", "--rounds", "1", "--dir", str(tmp_path), "--json")
+    assert 0 < figures["python_s"] < figures["help_s"]
+    assert figures["python_s"] < figures["daemon_ready_s"]
+    assert 0.05 < figures["engine_ratio"] < 1.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_pictures_are_measured_beside_diffusers(tmp_path: Path) -> None:
+    figures = bench(
+        *("engine", "--size", "64", "--steps", "2", "--steps", "3", "--rounds", "1"),
+        *("--dir", str(tmp_path), "--plot", str(tmp_path / "plot.png"), "--json"),
+    )
+    assert [(row["size"], row["steps"], row["batch"]) for row in figures["cases"]] == [(64, 2, 1), (64, 3, 1)]
+    for row in figures["cases"]:
+        taken = row["ours_s"]
+        assert 0 < taken["minimum"] <= taken["median"] <= taken["maximum"]
+        assert row["tutorial_ratio"] > 0.2
+        assert row["pipeline_ratio"] > 0.2
+        assert row["pipeline_step_ratio"] > 0.2
+        assert 0 < row["efficiency_ratio"] < 1
+    assert 0 < figures["frame"]["step_us"] < 10_000
+    assert figures["frame"]["call_us"] > figures["frame"]["step_us"]
+    assert figures["frame"]["step_us_ratio"] > 0.1
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.format == "PNG"
+        assert plot.width > 600
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_models_are_named_or_made_and_no_others(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="darkroom models"):
+        app(["bench", "engine", "--model", "none", "--dir", str(tmp_path)], standalone_mode=False)
+    with pytest.raises(UsageError, match="one of them"):
+        app(["bench", "engine", "--model", "seedling", "--arch", "sd15"], standalone_mode=False)
+
+
+def test_the_tutorial_s_table_is_a_preset() -> None:
+    table = cases([512, 768], [20, 50, 100], [1])
+    assert [(case.size, case.steps) for case in table] == [
+        (512, 20), (512, 50), (512, 100), (768, 20), (768, 50), (768, 100),
+    ]  # fmt: skip

@@ -6,7 +6,7 @@
 
 ``--room`` is in MiB, for the model and its work together: on a CPU the limit of a memory control group that the
 process enters when its libraries are loaded (or of its address space, with ``--by address-space`` or where groups may
-not be made), on a GPU its share of the card. ``sd15`` and ``sdxl`` are their
+not be made), on a GPU its share of the card. ``sd15``, ``sd21`` and ``sdxl`` are their
 exact architectures with random weights, made on the spot. Each row is a job by the real executor, and a small one
 after it, which must run on the full plan.
 """
@@ -14,7 +14,6 @@ after it, which must run on the full plan.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -219,87 +218,6 @@ def _kept(events: Iterator[Event]) -> Iterator[Event]:
             yield event
 
 
-# ---------------------------------------------------------------- exact architectures, random weights
-
-SD15 = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
-SDXL = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": [1, 2, 10],
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
-def make_model(folder: Path, xl: bool, dtype_name: str) -> Path:
-    """SD 1.5 or SDXL as they are, but for their weights and the vocabulary, which is the bundled model's."""
-    import torch
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    dtype = getattr(torch, dtype_name)
-    vae = {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "sample_size": 1024 if xl else 512,
-    }
-
-    def text(width: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            projection_dim=width,
-            hidden_act=activation,
-        )
-
-    parts: dict[str, Callable[[], Any]] = {
-        "text_encoder": lambda: CLIPTextModel(text(768, 12, 12, "quick_gelu")),
-        "unet": lambda: UNet2DConditionModel(**(SDXL if xl else SD15)),
-        "vae": lambda: AutoencoderKL(**vae),
-    }
-    if xl:
-        parts["text_encoder_2"] = lambda: CLIPTextModelWithProjection(text(1280, 32, 20, "gelu"))
-    generator = torch.Generator().manual_seed(0)
-    for name, make in parts.items():
-        with init_empty_weights():
-            part = make()
-        part = part.to_empty(device="cpu").to(dtype)
-        with torch.no_grad():
-            for key, weight in part.named_parameters():
-                if "norm" in key:
-                    weight.fill_(float(key.endswith("weight")))
-                else:
-                    weight.normal_(0, 0.02, generator=generator)
-        part.save_pretrained(folder / name)
-        del part
-        print(f"made {name}", file=sys.stderr, flush=True)
-    shutil.copytree(BUNDLED / "tokenizer", folder / "tokenizer")
-    if xl:
-        shutil.copytree(BUNDLED / "tokenizer", folder / "tokenizer_2")
-    shutil.copytree(BUNDLED / "scheduler", folder / "scheduler")
-    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind, "unet": [], "vae": []}))
-    return folder
-
-
 # ---------------------------------------------------------------- the curve
 
 
@@ -348,7 +266,7 @@ def curve(rows: list[Row], title: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="seedling", help="seedling, sd15, sdxl, or a diffusers folder")
+    parser.add_argument("--model", default="seedling", help="seedling, sd15, sd21, sdxl, or a diffusers folder")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", help="default: float32 for the seedling on a CPU, bfloat16 else, float16 on a GPU")
     parser.add_argument("--size", type=int, default=1024)
@@ -368,8 +286,12 @@ def main() -> None:
         match options.model:
             case "seedling":
                 model = BUNDLED
-            case "sd15" | "sdxl":
-                model = make_model(folder / "model", options.model == "sdxl", dtype)
+            case "sd15" | "sd21" | "sdxl":
+                import torch
+
+                from darkroom.engine.architectures import make_model
+
+                model = make_model(folder / "model", options.model, getattr(torch, dtype))
             case path:
                 model = Path(path)
         os.environ |= {MODEL: str(model), BY: options.by}

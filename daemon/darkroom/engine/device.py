@@ -8,6 +8,7 @@ second) and remembered, because a choice that changed from day to day would chan
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,7 @@ def _remembered_choice(file: Path, workload: Workload) -> torch.dtype:
 
 
 def _machine_key(workload: Workload) -> str:
-    facts = (cpu_name(), torch.get_num_threads(), torch.__version__, workload.channels, workload.side)
+    facts = (host.cpu_name(), torch.get_num_threads(), torch.__version__, workload.channels, workload.side)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -132,16 +134,7 @@ def device_name(device: torch.device) -> str:
     """The maker's name of the device; of a CPU also the number of threads, on which the last bits depend."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} ×{torch.get_num_threads()}" if device.type == "cpu" else platform.processor() or "Apple"
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
+    return f"{host.cpu_name()} ×{torch.get_num_threads()}" if device.type == "cpu" else platform.processor() or "Apple"
 
 
 def memory_bytes(device: torch.device) -> int | None:
@@ -269,7 +262,8 @@ def free_memory(device: torch.device) -> None:
     host.give_back()
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """What a picture's bits depend on, read from the installed packages without importing them."""
     from importlib.metadata import version
 

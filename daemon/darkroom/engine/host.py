@@ -1,4 +1,5 @@
-"""The machine's own memory, as far as this process may have of it: what is free, who was killed for it, a bound.
+"""The machine by itself: its processor's name; its memory, as far as this process may have of it: what is free, who
+was killed for it, a bound.
 
 Linux tells; elsewhere most of it is None, and nothing is bounded.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,15 @@ Where little is free, a quarter of it.
 """
 
 _UNLIMITED = 1 << 60
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
 
 
 def free_bytes(root: Path = Path("/"), *, anonymous: int = 0, mapped: int = 0) -> int | None:

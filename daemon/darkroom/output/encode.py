@@ -18,7 +18,6 @@ import struct
 from xml.sax import saxutils
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from darkroom import __version__
 from darkroom.job import Job
@@ -41,13 +40,12 @@ def encode(image: Image.Image, job: Job, *, seed: int, device: str, model_hash: 
         image = image.convert("RGB")
     text = infotext(job, seed=seed, width=image.width, height=image.height, model_hash=model_hash)
     own = json.dumps(job.recipe() | {"seed": seed, "count": 1}, ensure_ascii=False)
-    file = io.BytesIO()
     if job.output_format == "png":
-        chunks = PngInfo()
-        for key, value in (("parameters", text), ("darkroom", own), ("Software", _SOFTWARE), ("Source", device)):
-            chunks.add_text(key, value)
-        image.save(file, "PNG", pnginfo=chunks, compress_level=1)
-    elif job.output_format == "webp":
+        from darkroom.output.png import png  # brings numpy, which whoever reads recipes can do without
+
+        return png(image, {"parameters": text, "darkroom": own, "Software": _SOFTWARE, "Source": device})
+    file = io.BytesIO()
+    if job.output_format == "webp":
         image.save(file, "WEBP", quality=job.quality, exif=_exif(text, device), xmp=_xmp(own))
     else:
         exif, xmp = _exif(text, device), _xmp(own)

@@ -1,6 +1,4 @@
-"""``darkroom bench``: what darkroom itself costs, measured beside the least that the same promise can cost.
-
-Machines are noisy, so each figure is a ratio of things done in turns in one process. For the spool there are three:
+"""The spool: what darkroom itself costs, measured beside the least that the same promise can cost.
 
 - the floor: the calls that a real run made to the disk, same order, same sizes, in a loop with nothing around it;
 - the spool: the same jobs taken, claimed and published by the real ``Intake``, ``Spool`` and ``Ticket``, and no more;
@@ -18,10 +16,12 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from darkroom.bench import Progress
 from darkroom.catalog import Catalog
 from darkroom.config import Config, Folders, Log
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
+from darkroom.executors import Executor
 from darkroom.intake import Intake
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import NO_IMAGES, Images, Job, Result, parse, resolve
@@ -38,9 +38,6 @@ BLOCK = 10
 
 FEW = 100
 """How many wait on the side that is compared with many."""
-
-Progress = Callable[[int, int], None]
-"""Told how much is done, of how much."""
 
 
 class NoEngine:
@@ -62,7 +59,8 @@ class NoEngine:
         """Nothing was started."""
 
 
-def _fill(folder: Path, numbers: range) -> None:
+def fill(folder: Path, numbers: range) -> None:
+    """Put the jobs of these numbers into an inbox."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         descriptor = os.open(f"{folder}/{_file(number)}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -75,17 +73,19 @@ def _file(number: int) -> str:
 
 
 class Daemon:
-    """A daemon without an engine, that is led step by step. ``ended`` holds the ids of the jobs done."""
+    """A daemon that is led step by step, without an engine if none is given. ``ended``: the ids of the jobs done."""
 
-    def __init__(self, root: Path, disk: Disk | None = None) -> None:
-        config = Config(folders=Folders(root=root))
+    def __init__(
+        self, root: Path, disk: Disk | None = None, *, config: Config | None = None, executor: Executor | None = None
+    ) -> None:
+        config = (config or Config()).model_copy(update={"folders": Folders(root=root)})
         self.root = root
         self.ended: list[str] = []
         self._log = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         self.loop = Loop(
             config=config,
             spool=Spool(config.folders, config.limits, disk),
-            executor=NoEngine(),
+            executor=executor or NoEngine(),
             logger=make_logger(Log(format="json"), self._log),
             viewer=self,
             once=True,
@@ -234,7 +234,7 @@ class Floor:
 
     def _record(self, root: Path) -> list[tuple[str, tuple[Any, ...]]]:
         """The calls of the second of two jobs: paths relative to the root, with ``{id}`` and ``{name}`` in them."""
-        _fill(root / "inbox", range(2))
+        fill(root / "inbox", range(2))
         heard: list[Call] = []
         with Daemon(root, Disk(heard.append)) as daemon:
             daemon.do(1)
@@ -268,7 +268,7 @@ class Floor:
         """The calls of so many jobs; their files lie in the inbox."""
         numbers = range(self._next, self._next + jobs)
         self._next += jobs
-        _fill(self._root / "inbox", numbers)
+        fill(self._root / "inbox", numbers)
         calls: _Calls = []
         for number in numbers:
             id, name = f"20000101T000000Z-job-{number:07}-00000000", Path(_file(number)).stem
@@ -293,7 +293,7 @@ def against_the_floor(folder: Path, jobs: int, progress: Progress) -> dict[str, 
     floor = Floor(folder)
     _make(floor.prepare(BLOCK))
     for side in ("spool", "daemon"):
-        _fill(folder / side / "inbox", range(jobs + BLOCK))
+        fill(folder / side / "inbox", range(jobs + BLOCK))
     seconds: dict[str, list[float]] = {"floor": [], "spool": [], "daemon": []}
     cpu_s = 0.0
     with BareSpool(folder / "spool", floor.example) as spool, Daemon(folder / "daemon") as daemon:
@@ -339,13 +339,13 @@ def many_against_few(folder: Path, waiting: int, jobs: int, progress: Progress) 
 
     All that is done meanwhile for files whose turn is far counts against the long one.
     """
-    _fill(folder / "many" / "inbox", range(waiting))
+    fill(folder / "many" / "inbox", range(waiting))
     return {"waiting": waiting, **_in_turns(folder, min(jobs, waiting // 2), progress)}
 
 
 def crowded_against_empty(folder: Path, results: int, jobs: int, progress: Progress) -> dict[str, Any]:
     """The same for two daemons before a short inbox, one of which has many results in its ``done/``."""
-    _fill(folder / "many" / "inbox", range(FEW + jobs + BLOCK))
+    fill(folder / "many" / "inbox", range(FEW + jobs + BLOCK))
     for number in range(results):
         (folder / "many" / "done" / f"old-{number}").mkdir(parents=True)
     return {"results": results, **_in_turns(folder, jobs, progress)}
@@ -353,7 +353,7 @@ def crowded_against_empty(folder: Path, results: int, jobs: int, progress: Progr
 
 def _in_turns(folder: Path, jobs: int, progress: Progress) -> dict[str, Any]:
     """Jobs of the spools ``many`` and ``few``, in turns; what is taken from the latter's inbox is put back."""
-    _fill(folder / "few" / "inbox", range(FEW))
+    fill(folder / "few" / "inbox", range(FEW))
     next_number = FEW
     with Daemon(folder / "few") as few, Daemon(folder / "many") as many:
         sides = {"few": few, "many": many}
@@ -363,7 +363,7 @@ def _in_turns(folder: Path, jobs: int, progress: Progress) -> dict[str, Any]:
         claims: dict[str, list[float]] = {name: [] for name in sides}
         rounds = max(1, jobs // BLOCK)
         for round_ in range(rounds):
-            _fill(folder / "few" / "inbox", range(next_number, next_number + BLOCK))
+            fill(folder / "few" / "inbox", range(next_number, next_number + BLOCK))
             next_number += BLOCK
             few.loop.intake.look_afresh()
             for name in sides if round_ % 2 else reversed(sides):
