@@ -57,14 +57,20 @@ def test_every_field_can_be_said() -> None:
         "model": "seedling",
         "sampler": "Euler",
         "schedule": "karras",
+        "loras": [{"name": "blueprint", "weight": 0.5}],
         "clip_skip": 2,
+        "init_image": "cat.png",
+        "mask_image": "mask.png",
+        "strength": 0.5,
+        "hires": {"scale": 1.5, "strength": 0.4, "steps": 10},
+        "upscale": 2.0,
         "long_prompt": "truncate",
         "on_oom": "fail",
         "output_format": "webp",
         "quality": 80,
     }
     assert set(fields) == set(Request.model_fields)
-    assert parse(json.dumps(fields).encode()).model_dump() == fields
+    assert parse(json.dumps(fields).encode()).model_dump(mode="json") == fields
 
 
 @pytest.mark.parametrize(("other", "ours"), ALIASES.items())
@@ -102,6 +108,89 @@ def test_a_field_of_a1111_is_dropped_where_it_does_nothing_and_refused_elsewhere
     error = fault(**{field: "something"})
     assert error.field == field
     assert error.hint == "remove the field"
+
+
+# A1111's pictures and passes
+
+
+def test_a_payload_of_a1111_s_img2img_with_everything_at_its_default_is_a_job() -> None:
+    payload = json.loads(A1111.with_name("a1111-img2img.json").read_bytes())
+    request = parse(json.dumps(payload).encode())
+    assert request.init_image == payload["init_images"][0]
+    assert request.model_dump(exclude_none=True, exclude={"init_image"}) == {
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "seed": -1,
+        "sampler": "Euler a",
+        "schedule": "Automatic",
+        "count": 1,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.0,
+        "width": 512,
+        "height": 512,
+        "strength": 0.75,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "ours"),
+    [
+        ({"init_images": []}, {}),
+        ({"init_images": None, "mask": "", "init_image": "", "mask_image": None}, {}),
+        ({"init_images": ["a.png"], "mask": "b.png"}, {"init_image": "a.png", "mask_image": "b.png"}),
+        ({"init_images": ["a.png"], "denoising_strength": 0.3}, {"init_image": "a.png", "strength": 0.3}),
+        ({"init_images": ["a.png"], "denoising_strength": 0}, {"init_image": "a.png", "strength": 0.0}),
+        ({"init_image": "a.png", "denoising_strength": None}, {"init_image": "a.png"}),
+        ({"denoising_strength": 0.75}, {}),
+        ({"denoising_strength": 0.5}, {"strength": 0.5}),
+        ({"enable_hr": False, "hr_scale": 3, "hr_upscaler": "R-ESRGAN 4x+", "hr_second_pass_steps": 7}, {}),
+        ({"enable_hr": True}, {"hires": {"scale": 2.0, "strength": 0.75}}),
+        (
+            {
+                "enable_hr": True,
+                "hr_scale": 1.5,
+                "denoising_strength": 0.4,
+                "hr_second_pass_steps": 8,
+                "hr_upscaler": "Latent",
+            },
+            {"hires": {"scale": 1.5, "strength": 0.4, "steps": 8}},
+        ),
+    ],
+)
+def test_pictures_and_passes_of_a1111_become_ours(fields: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert read(**fields) == ours
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"init_images": ["a.png", "b.png"]}, "init_images", "holds 2 pictures; a job begins with one"),
+        ({"init_images": "a.png"}, "init_images", "must be a list of one picture"),
+        ({"init_images": [7]}, "init_images", "must be a text"),
+        ({"init_images": ["a.png"], "init_image": "b.png"}, "init_images", "the same as init_image"),
+        ({"init_images": ["a.png"], "enable_hr": True}, "enable_hr", "begin from nothing"),
+        ({"init_images": ["a.png"], "denoising_strength": 1.5}, "denoising_strength", "must be at most 1"),
+        ({"init_images": ["a.png"], "denoising_strength": "0.5"}, "denoising_strength", "must be a number"),
+        ({"denoising_strength": False}, "denoising_strength", "must be a number"),
+        ({"enable_hr": "yes"}, "enable_hr", "must be true or false"),
+        ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "hr_upscaler", "not by a model"),
+        ({"enable_hr": True, "hr_scale": 9}, "hr_scale", "must be at most 4"),
+        ({"enable_hr": True, "hr_scale": 1}, "hr_scale", "must be more than 1"),
+        ({"enable_hr": True, "denoising_strength": 2}, "denoising_strength", "must be at most 1"),
+        ({"enable_hr": True, "hr_resize_x": 1024}, "hr_resize_x", "cannot do this"),
+        ({"resize_mode": 1}, "resize_mode", "cannot do this"),
+        ({"inpainting_mask_invert": 1}, "inpainting_mask_invert", "cannot do this"),
+        ({"inpainting_fill": 2}, "inpainting_fill", "cannot do this"),
+        ({"hires": {"scale": 9}}, "hires.scale", "must be at most 4"),
+        ({"hires": {"size": 2}}, "hires.size", "not permitted"),
+        ({"init_image": "a\0.png"}, "init_image", "holds a NUL character"),
+    ],
+)
+def test_what_of_it_cannot_be_done_is_named_where_it_stands(fields: dict[str, Any], field: str, said: str) -> None:
+    error = fault(**fields)
+    assert error.field == field
+    assert said in error.message
+    assert error.line == 1
 
 
 def test_true_is_not_taken_for_a_neutral_one_nor_false_for_a_zero() -> None:
