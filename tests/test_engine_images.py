@@ -190,9 +190,7 @@ def test_a_mask_works_as_in_diffusers_own_pipeline_to_a_thousandth(
     if "SDE" in sampler:
         pytest.skip("makes noise")
     job = begun(model=model, sampler=sampler, schedule=SAMPLERS[sampler].automatic, mask_image="mask_image.png")
-    theirs = their_latents(
-        config.models.named[model].path, "Inpaint", job, image=drawing(), mask_image=left_half()
-    )
+    theirs = their_latents(config.models.named[model].path, "Inpaint", job, image=drawing(), mask_image=left_half())
     assert_near(our_latents(engine, job, init_image=drawing(), mask_image=left_half()), theirs)
 
 
@@ -202,9 +200,7 @@ def test_a_mask_works_as_in_diffusers_at_any_strength_with_both_kinds_of_models(
     model: str, strength: float, config: Config, engine: Engine
 ) -> None:
     job = begun(model=model, strength=strength, mask_image="mask_image.png", num_inference_steps=8)
-    theirs = their_latents(
-        config.models.named[model].path, "Inpaint", job, image=drawing(), mask_image=left_half()
-    )
+    theirs = their_latents(config.models.named[model].path, "Inpaint", job, image=drawing(), mask_image=left_half())
     assert_near(our_latents(engine, job, init_image=drawing(), mask_image=left_half()), theirs)
 
 

@@ -86,9 +86,7 @@ def _take_pictures(fields: dict[str, Any], take: Take, errors: list[FieldError])
     return pictured
 
 
-def _take_hires_and_strength(
-    fields: dict[str, Any], take: Take, errors: list[FieldError], *, pictured: bool
-) -> None:
+def _take_hires_and_strength(fields: dict[str, Any], take: Take, errors: list[FieldError], *, pictured: bool) -> None:
     strength, enabled = fields.get("denoising_strength"), fields.get("enable_hr")
     if enabled is not None and not isinstance(enabled, bool):
         errors.append(FieldError("must be true or false", "enable_hr", hint="remove the quotes"))
