@@ -557,6 +557,24 @@ def test_a_picture_too_large_for_its_format_is_refused(catalog: Catalog) -> None
     assert (error.field, error.message) == ("width", "must be at most 16,383 for webp")
 
 
+def test_what_a_picture_is_enlarged_to_is_limited_too(catalog: Catalog) -> None:
+    config = Config(limits=Limits(max_width=512, max_height=512, max_pixels=512 * 400, max_steps=20))
+    assert resolved(catalog, config, width=256, height=200, hires={"scale": 2}, steps=20)
+    (error,) = refused(catalog, config, width=256, height=208, hires={"scale": 2})
+    assert (error.field, error.got) == ("hires.scale", 2)
+    assert error.message == "makes it 512 × 416, which is too large here"
+    assert error.hint == "512 × 512 and 204,800 pixels are allowed, see [limits]"
+    assert resolved(catalog, config, width=256, height=128, upscale=2)
+    (error,) = refused(catalog, config, width=256, height=128, hires={"scale": 1.5}, upscale=2)
+    assert (error.field, error.message) == ("upscale", "makes it 768 × 384, which is too large here")
+    (error,) = refused(catalog, config, width=256, height=128, hires={"steps": 21})
+    assert (error.field, error.message) == ("hires.steps", "must be at most 20 here")
+    wide = Config(limits=Limits(max_width=40_000))
+    assert resolved(catalog, wide, width=8_192, height=64, upscale=2.1)
+    (error,) = refused(catalog, wide, width=8_192, height=64, upscale=2.1, output_format="webp")
+    assert (error.field, error.hint) == ("upscale", "16,383 × 2,048 and 4,194,304 pixels are allowed, see [limits]")
+
+
 def test_seeds_count_up_and_wrap(catalog: Catalog) -> None:
     job = resolved(catalog, seed=2**64 - 1, count=2)
     assert [job.seed_of(index) for index in range(2)] == [2**64 - 1, 0]

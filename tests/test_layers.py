@@ -41,6 +41,7 @@ LAYERS = [
         "engine.schedulers",
         "engine.samplers",
         "engine.diffusion",
+        "engine.beginning",
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],

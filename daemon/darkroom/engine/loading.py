@@ -87,10 +87,10 @@ def _explained(model: Model, load: Load) -> Load:
 
 def _check_task(model: Model, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latents:
+    if channels not in (latents, 2 * latents + 1):  # the second is an inpainting model's: mask and surroundings too
         raise ModelUnavailable(
-            f'The model "{model.name}" takes {channels} channels where its VAE has {latents}: it is made for '
-            "inpainting or another task, which darkroom does not do yet, or its VAE is that of another family"
+            f'The model "{model.name}" takes {channels} channels where its VAE has {latents}: it is made for a task '
+            "that darkroom does not do, or its VAE is that of another family"
         )
 
 
