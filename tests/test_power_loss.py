@@ -29,7 +29,7 @@ import pytest
 
 import darkroom as package
 from conftest import Darkroom, Lines
-from darkroom.cli.submit import _drop
+from darkroom.cli.submit import drop
 from darkroom.spool import Call, Disk
 from disk_model import DiskModel, Site, State, caller, digest, read_state, write_state
 from test_crashes import JOB, WAYS, Crash, Engine, House, Way
@@ -255,7 +255,7 @@ def record_submit(base: Path) -> Record:
     record = Record(way, top, house.darkroom.root.name, {}, {key: "cat.json"}, owed=False)
     house.darkroom.log = Diary(record)
     assert house.run(Disk(record.observe))
-    _drop(house.darkroom.spool(Disk(record.observe)), "cat", data)
+    drop(house.darkroom.spool(Disk(record.observe)), "cat", data)
     record.say("submitted", {})
     house.contents = [key]
     assert house.run(Disk(record.observe))
