@@ -133,6 +133,7 @@ class Survivor(House):
         self.impatient = False
         self.top = Path(tempfile.mkdtemp(dir=base))
         self.darkroom = Darkroom(self.top / record.spool)
+        self.configure()
         shutil.rmtree(self.darkroom.root)
         write_state(self.top, state)
         self.engine = Engine(self.darkroom, deaths=99 if self.way.deaths == 99 else 0)

@@ -62,7 +62,10 @@ def submit_jobs(
     name: str | None,
     wait: bool,
 ) -> int:
-    """``pictures`` are those to begin with, by their field. Returns the exit code. Raises UsageError before anything is dropped, if one of the jobs is not valid."""
+    """``pictures`` are those to begin with, by their field. Returns the exit code.
+
+    Raises UsageError before anything is dropped, if one of the jobs is not valid.
+    """
     config = load(config_file, root=root)
     spool = Spool(config.folders, config.limits)
     if not spool.inbox.is_dir():

@@ -110,7 +110,12 @@ class Judging:
             else:
                 self.unfinished.append(candidate)
         end = self.clock()
-        self.next_look = end + max(UNFINISHED_LOOK_S, LOOK_SHARE * (end - now))
+        self.next_look = end + max(min(UNFINISHED_LOOK_S, self._rest_s), LOOK_SHARE * (end - now))
+
+    @property
+    def _rest_s(self) -> float:
+        """How long nothing of a job with pictures may have changed."""
+        return self.settle_s / REST_SHARE
 
     def _other_pictures(self, candidate: Candidate) -> bool:
         """Whether the pictures that it begins with are not as they were when it was examined: it waits anew."""
@@ -125,7 +130,7 @@ class Judging:
     def _rests_until(self, candidate: Candidate) -> float:
         """Until when it is left alone, in monotonic seconds; long ago for most."""
         if candidate.arrival.whole_folder or candidate.needs is not None:
-            return candidate.since + self.settle_s / REST_SHARE
+            return candidate.since + self._rest_s
         folder, _, leaf = candidate.name.rpartition("/")
         if folder and (is_picture(leaf) or leaf in PUBLISHED):
             return self.waiting.stirred.get(folder, float("-inf")) + self.settle_s
