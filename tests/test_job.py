@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits, Models
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
-from darkroom.job import Job, Request, Result, parse, parse_fields, resolve
+from darkroom.job import Given, Job, Request, Result, parse, parse_fields, placed, resolve
 from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER
 
 A1111 = Path(__file__).parent / "data" / "a1111-txt2img.json"
@@ -593,3 +595,73 @@ def test_a_tag_that_cannot_be_honoured_is_refused_when_the_file_arrives(field: s
     with pytest.raises(InvalidRequest, match=words) as caught:
         resolve(parse(json.dumps({"prompt": "a", field: text}).encode()), config, Catalog(config.models), "id")
     assert caught.value.errors[0].field == field
+
+
+# With pictures
+
+
+PHOTO = {"init_image": Given("init_image.jpg", 4032, 3024)}
+
+
+def pictured(pictures: dict[str, Given] = PHOTO, limits: Limits | None = None, **fields: Any) -> Job:
+    request = Request(prompt="x", **{"init_image": "photo.jpg"} | fields)
+    config = Config(limits=limits or Limits())
+    return resolve(request, config, Catalog(config.models), "id", pictures)
+
+
+def test_a_job_with_a_picture_names_its_copy_and_has_a_strength() -> None:
+    job = pictured(mask_image="m.png", pictures=PHOTO | {"mask_image": Given("mask_image.png", 5, 5)})
+    assert (job.init_image, job.mask_image, job.strength) == ("init_image.jpg", "mask_image.png", 0.75)
+    assert pictured(strength=0.0).strength == 0
+
+
+@pytest.mark.parametrize(
+    ("original", "asked", "limits", "size"),
+    [
+        ((512, 768), {}, {}, (512, 768)),
+        ((500, 771), {}, {}, (496, 768)),
+        ((4032, 3024), {}, {}, (2048, 1536)),
+        ((3024, 4032), {}, {}, (1536, 2048)),
+        ((4000, 4000), {}, {"max_pixels": 1_000_000}, (1000, 1000)),
+        ((3000, 1000), {}, {"max_width": 1000}, (1000, 336)),
+        ((20, 10), {}, {}, (64, 64)),
+        ((20_000, 10), {}, {}, (2048, 64)),
+        ((4032, 3024), {"width": 512}, {}, (512, 384)),
+        ((4032, 3024), {"height": 512}, {}, (680, 512)),
+        ((4032, 3024), {"width": 256, "height": 512}, {}, (256, 512)),
+    ],
+)
+def test_its_size_is_the_picture_s_in_multiples_of_8_within_the_limits(
+    original: tuple[int, int], asked: dict[str, int], limits: dict[str, int], size: tuple[int, int]
+) -> None:
+    job = pictured({"init_image": Given("init_image.png", *original)}, Limits(**limits), **asked)
+    assert (job.width, job.height) == size
+
+
+@given(st.integers(1, 30_000), st.integers(1, 30_000), st.integers(64, 3000), st.integers(64, 3000), st.integers(0, 9))
+def test_whatever_the_picture_its_size_is_allowed(
+    width: int, height: int, widest: int, highest: int, much: int
+) -> None:
+    limits = Limits(max_width=widest, max_height=highest, max_pixels=64 * 64 * (1 + much * much))
+    job = pictured({"init_image": Given("init_image.png", width, height)}, limits)
+    assert job.width % 8 == job.height % 8 == 0
+
+
+@pytest.mark.parametrize("fields", [{"strength": 0.5}, {"mask_image": "m.png"}])
+def test_strength_and_mask_mean_nothing_without_a_picture(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="means nothing without init_image") as raised:
+        pictured({}, init_image=None, **fields)
+    assert [error.field for error in raised.value.errors] == list(fields)
+
+
+def test_what_is_found_after_the_reading_has_its_place_too() -> None:
+    data = b'{"prompt": "x",\n "denoising_strength": 0.5,\n "width": 4096}'
+    with pytest.raises(InvalidRequest) as raised:
+        resolve(parse(data), Config(), Catalog(Config().models), "id")
+    error = placed(raised.value, data)
+    assert [(fault.field, fault.line, fault.column) for fault in error.errors] == [
+        ("denoising_strength", 2, 24),
+        ("width", 3, 11),
+    ]
+    assert "line 2, column 24: denoising_strength" in error.message
+    assert placed(raised.value, b"no JSON").errors == raised.value.errors
