@@ -11,10 +11,11 @@ from pydantic import BaseModel
 
 from darkroom import __version__
 from darkroom.catalog import Catalog, Model
-from darkroom.config import Config
+from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.families import Flow
 from darkroom.job.misfits import misfits
+from darkroom.job.passes import final_size, passes
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
 from darkroom.prompt_syntax import BadTag, take_loras
@@ -152,12 +153,30 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))
-    if job.hires is not None and not errors:
-        width, height = round(job.width * job.hires.scale), round(job.height * job.hires.scale)
-        if width > limits.max_width or height > limits.max_height or width * height > limits.max_pixels:
-            hint = f"[limits] allows {limits.max_width} × {limits.max_height} and {limits.max_pixels:,} pixels"
+    if job.hires is not None and (job.hires.steps or 0) > limits.max_steps:
+        message = f"must be at most {limits.max_steps} here"
+        errors.append(FieldError(message, "hires.steps", got=job.hires.steps, hint="a limit of config.toml"))
+    if not errors:
+        _check_enlarged(job, limits, errors)
+
+
+def _check_enlarged(job: Job, limits: Limits, errors: list[FieldError]) -> None:
+    """What becomes of a size that is allowed by itself."""
+    enlarged: list[tuple[str, float, tuple[int, int]]] = []
+    if job.hires is not None:
+        last = passes(job)[-1]
+        enlarged.append(("hires.scale", job.hires.scale, (last.width, last.height)))
+    if job.upscale is not None:
+        enlarged.append(("upscale", job.upscale, final_size(job)))
+    widest, highest = (
+        min(side, _LONGEST_SIDE.get(job.output_format, side)) for side in (limits.max_width, limits.max_height)
+    )
+    for field, scale, (width, height) in enlarged:
+        if width > widest or height > highest or width * height > limits.max_pixels:
+            hint = f"{widest:,} × {highest:,} and {limits.max_pixels:,} pixels are allowed, see [limits]"
             message = f"makes it {width} × {height}, which is too large here"
-            errors.append(FieldError(message, "hires.scale", got=job.hires.scale, hint=hint))
+            errors.append(FieldError(message, field, got=scale, hint=hint))
+            return
 
 
 def _check_tags(job: Job, errors: list[FieldError]) -> None:
