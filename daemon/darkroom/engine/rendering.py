@@ -46,6 +46,7 @@ class Rendering:
         under_way: UnderWay,
         draw_bound: Callable[[int], None],
         save_memory: Callable[[], None],
+        model_hash: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -55,6 +56,7 @@ class Rendering:
         self.under_way = under_way
         self.draw_bound = draw_bound
         self.save_memory = save_memory
+        self.model_hash = model_hash
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -179,7 +181,7 @@ class Rendering:
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = Image.fromarray(pixels.numpy())
-            data = save(image, job, seed=seed, device=self.description, model_hash=None)
+            data = save(image, job, seed=seed, device=self.description, model_hash=self.model_hash())
         return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
