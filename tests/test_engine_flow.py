@@ -460,7 +460,7 @@ def test_a_checkpoint_of_sd_3_makes_the_picture_of_the_folder_it_was_made_of(
     whole, one = (pictures(render(engine, make_any_job(model=name, negative_prompt=""))) for name in ("folder", "file"))
     assert np.abs(pixels(one[0]) - pixels(whole[0])).max() <= 1
     (base / "text_encoder_3/model.safetensors").unlink()
-    with pytest.raises(ModelUnavailable, match="there is no safetensors file in .*text_encoder_3"):
+    with pytest.raises(ModelUnavailable, match=r"there is no safetensors file in .*text_encoder_3"):
         render(Engine(config), make_any_job(model="file"))
 
 

@@ -108,7 +108,8 @@ def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae) -> torch.Tensor:
 def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
     """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
     vae = pipeline.vae
-    tile = min(TILE, max(8, max(latents.shape[-2:]) // 2))
+    # a quarter of each tile overlaps the next: where that is no whole number, what is put together is too large
+    tile = min(TILE, max(8, max(latents.shape[-2:]) // 8 * 4))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
     if vae.dtype != dtype:

@@ -338,7 +338,7 @@ class Need:
         texts = 0 if plan.texts == "dropped" else self.texts
         pixels = plan.width * plan.height
         positions = pixels // self.reduction**2
-        tile = min(TILE, max(8, max(plan.width, plan.height) // self.reduction // 2)) * self.reduction
+        tile = min(TILE, max(8, max(plan.width, plan.height) // self.reduction // 8 * 4)) * self.reduction
         at_once = {"whole": plan.batch * pixels, "sliced": pixels, "tiled": min(tile * tile, pixels)}[plan.vae]
         scores = plan.batch * positions**2 * self.scores
         if plan.attention == "sliced":
