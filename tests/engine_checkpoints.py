@@ -32,7 +32,8 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 def save_checkpoint(folder: Path, file: Path, family: str) -> Path:
     from safetensors.torch import save_file
 
-    tensors = {f"model.diffusion_model.{name}": weight for name, weight in unet(folder / "unet").items()}
+    denoiser = sd3(folder / "transformer") if family == "SD 3" else unet(folder / "unet")
+    tensors = {f"model.diffusion_model.{name}": weight for name, weight in denoiser.items()}
     tensors |= {f"first_stage_model.{name}": weight for name, weight in vae(folder / "vae").items()}
     match family:
         case "SD 1":
@@ -151,3 +152,55 @@ def open_clip(folder: Path, prefix: str) -> dict[str, Any]:
                 tensors[f"{new}.{ours}.{end}"] = weights.pop(f"{old}.{theirs}.{end}")
     assert not weights
     return {prefix + name: weight for name, weight in tensors.items()}
+
+
+SD3_ENDS = {
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+SD3_BLOCK = {
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+
+
+def sd3(folder: Path) -> dict[str, Any]:
+    """A transformer; the last layer's shift and scale change places, in the last block of the context too."""
+    import torch
+
+    weights = read(folder)
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
+    tensors = {}
+    for block in range(last + 1):
+        old, new = f"transformer_blocks.{block}.", f"joint_blocks.{block}."
+        for end in ("weight", "bias"):
+            for half, parts in (
+                ("x", ("to_q", "to_k", "to_v")),
+                ("context", ("add_q_proj", "add_k_proj", "add_v_proj")),
+            ):
+                joined = torch.cat([weights.pop(f"{old}attn.{part}.{end}") for part in parts])
+                tensors[f"{new}{half}_block.attn.qkv.{end}"] = joined
+    for name, weight in weights.items():
+        start, _, end = name.rpartition(".")
+        swapped = torch.cat(weight.chunk(2)[::-1])
+        if name == "pos_embed.pos_embed":
+            tensors["pos_embed"] = weight
+        elif start in SD3_ENDS:
+            tensors[f"{SD3_ENDS[start]}.{end}"] = swapped if start == "norm_out.linear" else weight
+        else:
+            _, block, kind = start.split(".", 2)
+            turned = int(block) == last and kind == "norm1_context.linear"
+            tensors[f"joint_blocks.{block}.{SD3_BLOCK[kind]}.{end}"] = swapped if turned else weight
+    return tensors

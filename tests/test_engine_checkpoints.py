@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.config import Config
@@ -17,6 +20,7 @@ from darkroom.engine.models import Models
 from darkroom.engine.render import Engine
 from darkroom.errors import ModelUnavailable
 from darkroom.executors import LocalExecutor
+from darkroom.output.infotext import read_infotext
 from darkroom.weights import family_of, read_header
 from engine_checkpoints import save_checkpoint, vae
 from engine_models import make_job, pictures, render
@@ -235,3 +239,17 @@ def test_every_model_that_cannot_be_used_is_one_sentence_in_error_json_and_the_n
         assert "\n" not in error["message"]
     assert darkroom.names("failed") == sorted(said)
     assert darkroom.names("done") == ["good", "whole"]
+
+
+@pytest.mark.parametrize("family", ["SD 1"])
+def test_the_files_hash_is_in_the_picture_and_a_folders_is_not(folder: Path, family: str, tmp_path: Path) -> None:
+    file = save_checkpoint(folder, tmp_path / "one.safetensors", family)
+    digits = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    engine = Engine(config_of(tmp_path, {"file": {"path": file, "base": str(folder)}, "folder": {"path": folder}}))
+    texts = {
+        name: Image.open(io.BytesIO(pictures(render(engine, make_job(model=name)))[0])).info["parameters"]
+        for name in ("file", "folder")
+    }
+    assert f", Model hash: {digits}, Model: file, " in texts["file"]
+    assert "hash" not in texts["folder"]
+    assert read_infotext(texts["file"])["model"] == "file"

@@ -27,6 +27,7 @@ from darkroom.events import Event, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.families import FLOWS
 from darkroom.job import Hires, Job, LoraUse, misfits, parse_fields, resolve
+from engine_checkpoints import save_checkpoint
 from engine_flows import save_tiny_flow
 from engine_models import fallbacks, make_config, pictures, render, steps, warned
 from engine_models import make_job as make_any_job
@@ -433,6 +434,34 @@ def _drop_tensors(file: Path, count: int) -> None:
 
     weights = load_file(file)
     save_file({name: weights[name] for name in sorted(weights)[count:]}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("with_vae", [True, False])
+def test_a_checkpoint_of_sd_3_makes_the_picture_of_the_folder_it_was_made_of(
+    folders: dict[str, Path], tmp_path: Path, with_vae: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = save_checkpoint(folders["sd3"], tmp_path / "one.safetensors", "SD 3")
+    if not with_vae:
+        kept = {name: weight for name, weight in load_file(file).items() if not name.startswith("first_stage_model.")}
+        save_file(kept, file)
+    base = Path(shutil.copytree(folders["sd3"], tmp_path / "base"))
+    for part in ("transformer", *(("vae",) if with_vae else ())):
+        next((base / part).glob("*.safetensors")).unlink()
+    config = make_config(tmp_path, {"folder": folders["sd3"], "file": file})
+    entry = config.models.named["file"].model_copy(update={"base": str(base)})
+    models = config.models.model_copy(update={"named": {**config.models.named, "file": entry}})
+    config = config.model_copy(update={"models": models})
+    (listed,) = (model for model in gather(config) if model["name"] == "file")
+    assert (listed["family"], listed["usable"]) == ("SD 3", True)
+    assert listed["bytes"] > file.stat().st_size
+    engine = Engine(config)
+    whole, one = (pictures(render(engine, make_any_job(model=name, negative_prompt=""))) for name in ("folder", "file"))
+    assert np.abs(pixels(one[0]) - pixels(whole[0])).max() <= 1
+    (base / "text_encoder_3/model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=r"there is no safetensors file in .*text_encoder_3"):
+        render(Engine(config), make_any_job(model="file"))
 
 
 def test_a_dropped_job_goes_through_the_daemon(darkroom: Darkroom, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -263,6 +263,33 @@ def test_the_estimate_of_a_decoding_is_near_what_was_measured(itemsize: int, sid
     assert 0.5 <= (need.phases(plan)["decode"] - need.vae) / (measured << 20) <= 2
 
 
+SD3 = {"num_attention_heads": 24, "attention_head_dim": 64}
+FLUX = {"num_attention_heads": 24, "attention_head_dim": 128}
+
+
+@pytest.mark.parametrize(
+    ("transformer", "tokens", "largest", "itemsize", "guided", "side", "measured"),
+    # One pass of transformers of SD 3 medium's and Flux's exact width, of two layers, random weights.
+    [
+        (SD3, 333, 27, 2, True, 512, 146),
+        (SD3, 333, 54, 4, True, 512, 232),
+        (SD3, 333, 27, 2, False, 1024, 223),
+        (FLUX, 512, 108, 2, False, 512, 244),
+        (FLUX, 512, 108, 2, False, 1024, 584),
+        (FLUX, 512, 216, 4, False, 512, 392),
+    ],
+)
+def test_the_estimate_of_a_transformers_pass_is_near_what_was_measured(
+    transformer: dict[str, int], tokens: int, largest: int, itemsize: int, guided: bool, side: int, measured: int
+) -> None:
+    need = Need.of_flow(
+        transformer, VAE, SD15_WEIGHTS, largest=largest << 20, itemsize=itemsize, guided=guided, tokens=tokens
+    )
+    plan = MemoryPlan(1, side, side, 20, weights="parts")
+    activations = need.phases(plan)["denoise"] - need.denoiser
+    assert 0.5 <= activations / (measured << 20) <= 2
+
+
 def test_attention_without_a_kernel_costs_the_square_of_the_positions() -> None:
     plan = MemoryPlan(1, 1024, 1024, 20)
     with_kernel, without = need_of(), need_of(slices_attention=True)

@@ -494,6 +494,17 @@ def test_parts_that_are_not_at_work_leave_memory_and_the_picture_is_the_same(
     assert pictures(render(engine, job)) == whole
 
 
+@pytest.mark.parametrize("side", [64, 104, 144, 216, 264])
+def test_a_picture_put_together_of_tiles_has_the_size_that_was_asked_for(
+    engine: Engine, tmp_path: Path, side: int
+) -> None:
+    job = make_job(width=side, height=side - 8, num_inference_steps=1)
+    (picture,) = (
+        event for event in with_plan(loaded(engine, "sd"), job, tmp_path, vae="tiled") if isinstance(event, Picture)
+    )
+    assert Image.open(io.BytesIO(picture.data)).size == (side, side - 8)
+
+
 def test_attention_one_head_at_a_time_gives_the_same_picture_and_is_undone(engine: Engine, tmp_path: Path) -> None:
     job = make_job()
     whole = pictures(render(engine, job))

@@ -17,6 +17,7 @@ TORCHLESS = [
     "engine.host",
     "engine.memory",
     "engine.learned",
+    "engine.hashes",
     "engine.underway",
     "engine.fitting",
     "engine.fetching",

@@ -177,7 +177,8 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
 def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterator[Any]:
     """The VAE set up for pictures of a longer side of so many latents, in this number format while it is in use."""
     vae = pipeline.vae
-    tile = min(TILE, max(8, side // 2))
+    # a quarter of each tile overlaps the next: where that is no whole number, what is put together is too large
+    tile = min(TILE, max(8, side // 8 * 4))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
     if vae.dtype != dtype:

@@ -44,7 +44,7 @@ TILE = 64
 DOUBT = 2.0
 """An estimate is at most this many times too small or too large (docs/memory.md has the measurements)."""
 
-FLOW_TENSORS = 12
+FLOW_TENSORS = 15
 """Tensors of a transformer's width that lie in memory at the highest peak of its pass, for one position."""
 
 _SHRINK = 0.75
@@ -247,8 +247,9 @@ _RUNGS: tuple[tuple[frozenset[str], Callable[[MemoryPlan, Ladder], Step]], ...] 
 class Need:
     """What a model needs, in bytes, as far as it can be told from its configuration and the size of its files.
 
-    Activations were measured on a CPU for three architectures, in float32 and bfloat16 (docs/memory.md): at the
-    highest peak of a UNet's pass some 25 tensors of its first level's width lie in memory, of a decoding some 9.
+    Activations were measured on a CPU for five architectures, in float32 and bfloat16 (docs/memory.md): at the
+    highest peak of a UNet's pass some 25 tensors of its first level's width lie in memory, of a transformer's some 15
+    of its only one, of a decoding some 9.
     """
 
     texts: int
@@ -337,7 +338,7 @@ class Need:
         texts = 0 if plan.texts == "dropped" else self.texts
         pixels = plan.width * plan.height
         positions = pixels // self.reduction**2
-        tile = min(TILE, max(8, max(plan.width, plan.height) // self.reduction // 2)) * self.reduction
+        tile = min(TILE, max(8, max(plan.width, plan.height) // self.reduction // 8 * 4)) * self.reduction
         at_once = {"whole": plan.batch * pixels, "sliced": pixels, "tiled": min(tile * tile, pixels)}[plan.vae]
         scores = plan.batch * positions**2 * self.scores
         if plan.attention == "sliced":

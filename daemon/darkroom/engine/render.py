@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -15,6 +15,7 @@ from darkroom.engine.cache import cache_dir
 from darkroom.engine.fetching import Fetching
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
+from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
@@ -41,6 +42,7 @@ class Engine:
         self._fetching = Fetching(config.models)
         folder = cache_dir(config.engine)
         self._learned = Learned(folder)
+        self._hashes = Hashes(folder)
         self._under_way = UnderWay(folder)
         self._bound = host.Bound()
         self._saving = False
@@ -80,6 +82,7 @@ class Engine:
     ) -> Iterator[Event]:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
+        model_hash = self._model_hash(job, stopping)
         loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
         unloaded = None
         if not loaded_before and not _died_loading(death):
@@ -104,9 +107,18 @@ class Engine:
             draw_bound=self._draw_bound,
             save_memory=lambda: self._save_memory(pipeline),
             previews=self._previews,
+            model_hash=model_hash,
         )
         yield from rendering.begin(death, unloaded)
         yield from rendering.run()
+
+    def _model_hash(self, job: Job, stopping: Stopping) -> Callable[[], str | None]:
+        """The start of a checkpoint's sha256, as other tools write it; waited for only when it is asked for."""
+        checkpoint = self._models.find(job.model).checkpoint
+        if checkpoint is None:
+            return lambda: None
+        begun = self._hashes.begin(checkpoint)
+        return lambda: (begun.wait(lambda: stop_if(stopping)) or "")[:10] or None
 
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""

@@ -59,6 +59,7 @@ class Rendering:
         draw_bound: Callable[[int], None],
         save_memory: Callable[[], None],
         previews: bool = False,
+        model_hash: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -71,6 +72,7 @@ class Rendering:
         self.save_memory = save_memory
         # where somebody looks at what is shown, nothing is shown before
         self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
+        self.model_hash = model_hash
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -269,7 +271,7 @@ class Rendering:
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = resized(image, *final_size(job))
-            data = save(image, job, seed=seed, device=self.description, model_hash=None)
+            data = save(image, job, seed=seed, device=self.description, model_hash=self.model_hash())
             small = thumbnail(image) if max(image.size) > LARGE else b""
         return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small)
 
