@@ -31,6 +31,7 @@ LAYERS = [
         "dropped",
         "intake",
         "engine.device",
+        "engine.imports",
         "engine.architectures",
         "engine.pipeline",
         "engine.checkpoints",

@@ -19,6 +19,7 @@ from darkroom.catalog import FAMILIES, Model, header_of
 from darkroom.config import EngineSettings
 from darkroom.engine.checkpoints import load_vae, part_loaders
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
+from darkroom.engine.imports import unfilled_weights
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
 
@@ -71,7 +72,8 @@ def _explained(model: Model, load: Load) -> Load:
 
     def explained() -> Any:
         try:
-            return load()
+            with unfilled_weights():
+                return load()
         except DarkroomError:
             raise
         except Exception as error:
