@@ -34,6 +34,7 @@ LAYERS = [
         "collect",
         "intake",
         "engine.device",
+        "engine.imports",
         "engine.architectures",
         "engine.pipeline",
         "engine.safety",

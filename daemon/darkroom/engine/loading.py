@@ -21,6 +21,7 @@ from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
 from darkroom.engine.flow import FlowPipeline
+from darkroom.engine.imports import unfilled_weights
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
@@ -82,7 +83,8 @@ def _explained(model: Model, load: Load) -> Load:
 
     def explained() -> Any:
         try:
-            return load()
+            with unfilled_weights():
+                return load()
         except DarkroomError:
             raise
         except Exception as error:

@@ -10,6 +10,7 @@ import torch
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.engine.device import free_memory, memory_bytes
+from darkroom.engine.imports import import_libraries
 from darkroom.engine.loading import open_model
 from darkroom.engine.pipeline import Pipeline
 from darkroom.errors import ModelUnavailable
@@ -26,7 +27,7 @@ class Models:
         configured = config.models.keep_bytes
         self._keep = (memory_bytes(device) or 0) // 2 if configured is None else configured
         self._open: OrderedDict[tuple[str, str], Pipeline] = OrderedDict()
-        _quieten()  # imports them too, seconds before the first job rather than in it
+        import_libraries()  # seconds before the first job rather than in it
 
     def find(self, name: str) -> Model:
         """Raises ModelUnavailable where there is none of that name, or it is no whole model."""
@@ -81,13 +82,3 @@ def _fingerprint(model: Model) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for pattern in ("*.json", "*.safetensors", "*/*") for path in folder.glob(pattern))
-
-
-def _quieten() -> None:
-    """No progress bars and no advice from the libraries: what matters is raised."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
