@@ -30,6 +30,7 @@ LAYERS = [
     [
         "dropped",
         "intake",
+        "page",
         "engine.device",
         "engine.pipeline",
         "engine.checkpoints",

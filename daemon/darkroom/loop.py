@@ -16,6 +16,7 @@ from darkroom.executors import Executor
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.page import Page
 from darkroom.spool import Arrival, Spool, Ticket
 from darkroom.systemd import Notifier
 from darkroom.work import Viewer, Work
@@ -53,6 +54,7 @@ class Loop:
         self.health = Health(self.spool.root, self.spool.disk, self.clock)
         self.notifier = Notifier()
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
+        self.page = Page(self.spool, self.logger, self.clock) if self.config.output.page else None
         self.work = Work(
             config=self.config,
             catalog=Catalog(self.config.models),
@@ -63,6 +65,7 @@ class Loop:
             viewer=self.viewer,
             look_around=self._look_around,
             insist=self._insist,
+            page=self.page,
             clock=self.clock,
         )
         settings, local = self.config.intake, self.guard.local
@@ -131,6 +134,8 @@ class Loop:
         self._turn("stopping")
         self.executor.close()
         self.guard.stop()
+        if self.page is not None:
+            self.page.finish()
         self._turn("stopped")
         self.health.write(now=True)
         self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
@@ -156,6 +161,8 @@ class Loop:
                 self._pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
+        if self.page is not None and not self._in_trouble():
+            self.page.work(idle=self.health.report.state == "idle")
 
     def _watch_anew(self) -> None:
         missed, self.intake.unannounced = self.intake.unannounced, 0
@@ -214,6 +221,8 @@ class Loop:
     def _report_published(self, path: Path) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
         self.logger.info("job.published", path=str(path))
+        if self.page is not None:
+            self.page.add(path)
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
@@ -251,7 +260,8 @@ class Loop:
         if self._trouble or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
         else:
-            self.waker.wait(min(self.intake.wait_s(), LONGEST_SLEEP_S))
+            page = self.page.wait_s() if self.page is not None else LONGEST_SLEEP_S
+            self.waker.wait(min(self.intake.wait_s(), page, LONGEST_SLEEP_S))
 
     def _nothing_left(self) -> bool:
         """Looked at afresh, since a notification may be under way."""

@@ -29,6 +29,7 @@ from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Preview,
 from darkroom.executors import Executor
 from darkroom.health import Health
 from darkroom.job import Job, Request, resolve
+from darkroom.page import Page
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
 from darkroom.spool import Spool, State, Ticket, Verdict
@@ -75,6 +76,7 @@ class Work:
     viewer: Viewer | None
     look_around: Callable[[], None]
     insist: Insist
+    page: Page | None = None
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     failed: int = 0
@@ -225,6 +227,8 @@ class Work:
                 begin = self.clock()
                 file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
                 record.saved(event, file, self.clock() - begin)
+                if event.index == 0:
+                    record.thumbnail = event.thumbnail
                 if record.sheet is not None:
                     record.sheet.add(event, file)
                 self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
@@ -266,6 +270,8 @@ class Work:
         else:
             self.failed += 1
         self.health.update(done=self.done, failed=self.failed, last_job=path.name)
+        if self.page is not None:
+            self.page.add(path, record.thumbnail)
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
 
