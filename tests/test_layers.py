@@ -44,7 +44,7 @@ LAYERS = [
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],
-    ["pace", "sheets", "record", "work", "loop", "check", "bench"],
+    ["pace", "sheets", "record", "work", "reload", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

@@ -25,7 +25,7 @@ from darkroom.errors import (
     Stopped,
     StorageTrouble,
 )
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
+from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.health import Health
 from darkroom.job import Job, Request, resolve
@@ -83,6 +83,12 @@ class Work:
     looked_around_at: float = float("-inf")
     known: tuple[str, bytes | None, Request] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
+    heard_at: float | None = None
+    """When the engine last said something of the job that runs."""
+
+    def silent_s(self) -> float:
+        """For how long the engine has said nothing of the job that runs; 0 while none does."""
+        return 0.0 if self.heard_at is None else self.clock() - self.heard_at
 
     def judge(self, name: str, data: bytes | None) -> None:
         """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest."""
@@ -108,6 +114,7 @@ class Work:
         try:
             self._do(self._record(ticket))
         finally:
+            self.heard_at = None
             _write_log(ticket)
 
     def _do(self, record: Record) -> None:
@@ -197,8 +204,11 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
+        self.heard_at = self.clock()
         with closing(self.executor.run(state.job, frozenset(record.pictures))) as events:
             for event in events:
+                if not isinstance(event, Alive):
+                    self.heard_at = self.clock()
                 self._take(record, event)
                 if self.clock() - self.looked_around_at >= LOOK_AROUND_S:
                     self.looked_around_at = self.clock()
