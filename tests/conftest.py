@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.config import Config, Folders
+from darkroom.config import Config, Folders, Output
 from darkroom.executors import Executor, FakeExecutor
 from darkroom.loop import Loop
 from darkroom.spool import Disk, Spool
@@ -42,10 +42,11 @@ class Darkroom:
         self.failed = root / "failed"
         self.inbox.mkdir(parents=True)
         self.log = Lines()
-        self.config = Config(folders=Folders(root=root))
+        self.config = Config(folders=Folders(root=root), output=Output(page=False))
 
     def configure(self, **sections: dict[str, Any]) -> None:
         data = {"folders": {"root": self.root}, **sections}
+        data["output"] = {"page": False, **data.get("output", {})}
         self.config = Config(**data)
 
     def drop(self, name: str, job: dict[str, Any] | bytes | str | None = None, **fields: Any) -> Path:

@@ -33,6 +33,7 @@ LAYERS = [
         "given",
         "collect",
         "intake",
+        "page",
         "engine.device",
         "engine.imports",
         "engine.architectures",
@@ -52,7 +53,7 @@ LAYERS = [
     ],
     ["engine.rendering", "engine.flow_rendering", "engine.render", "engine.benchmark"],
     ["executors"],
-    ["pace", "sheets", "record", "work", "loop", "check", "bench"],
+    ["pace", "sheets", "record", "work", "reload", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

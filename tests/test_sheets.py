@@ -95,7 +95,7 @@ def test_several_pictures_have_a_contact_sheet_and_one_has_none(darkroom: Darkro
 
 
 def test_the_sheet_can_be_switched_off(darkroom: Darkroom) -> None:
-    darkroom.configure(output={"contact_sheet": False, "page": False})
+    darkroom.configure(output={"contact_sheet": False})
     darkroom.drop("cats.json", count=4)
     darkroom.run_once()
     assert "contact-sheet.jpg" not in files(darkroom.done / "cats")

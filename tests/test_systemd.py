@@ -13,6 +13,7 @@ import pytest
 
 from darkroom.config import EngineSettings
 from darkroom.errors import ConfigError, SpoolInUse
+from darkroom.page.page import FINISH_S
 from darkroom.systemd import Notifier
 
 
@@ -122,16 +123,18 @@ def test_a_full_socket_is_not_waited_for(systemd: socket.socket) -> None:
     assert time.monotonic() - begin < 5
 
 
-UNIT = Path(__file__).parents[1] / "systemd" / "darkroom.service"
+UNITS = Path(__file__).parents[1] / "systemd"
+UNIT, TEMPLATE = UNITS / "darkroom.service", UNITS / "darkroom@.service"
+BOTH = pytest.mark.parametrize("unit", [UNIT, TEMPLATE], ids=lambda unit: unit.name)
 
 
-def settings() -> dict[str, str]:
-    lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
+def settings(unit: Path = UNIT) -> dict[str, str]:
+    lines = [line for line in unit.read_text().splitlines() if "=" in line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 
 
 def test_the_unit_waits_longer_for_a_stop_than_the_daemon_does() -> None:
-    assert float(settings()["TimeoutStopSec"]) > EngineSettings().stop_s
+    assert float(settings()["TimeoutStopSec"]) > EngineSettings().stop_s + FINISH_S
     assert settings()["KillMode"] == "mixed"
 
 
@@ -140,12 +143,35 @@ def test_the_unit_does_not_restart_on_the_exit_codes_that_a_restart_cannot_cure(
     assert codes == {ConfigError.exit_code, SpoolInUse.exit_code}
 
 
+def test_a_reload_is_the_signal_that_the_daemon_obeys() -> None:
+    assert settings()["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert settings()["Type"] == "notify"
+    assert settings()["User"] == "darkroom"
+
+
+def test_an_instance_is_the_unit_in_folders_of_its_own() -> None:
+    one, several = settings(UNIT), settings(TEMPLATE)
+    differing = {key for key in one | several if one.get(key) != several.get(key)}
+    assert differing == {
+        *("Description", "RequiresMountsFor", "ExecStart", "StateDirectory"),
+        *("CacheDirectory", "WorkingDirectory"),
+    }
+    assert several["ExecStart"] == one["ExecStart"].replace("config.toml", "%i.toml")
+    assert several["StateDirectory"] == "darkroom/%i"
+    lines = [UNIT.read_text().splitlines(), TEMPLATE.read_text().replace("/%i", "").replace(" %i", "").splitlines()]
+    after = [text[text.index("Restart=on-failure") :] for text in lines]
+    assert after[0] == after[1]
+
+
+@BOTH
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_finds_the_unit_safe_and_well_formed() -> None:
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT)]
+def test_systemd_finds_the_unit_safe_and_well_formed(unit: Path, tmp_path: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
     quiet = os.environ | {"SYSTEMD_PAGER": ""}
     scored = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     assert scored.returncode == 0, scored.stdout[-300:] + scored.stderr
-    checked = subprocess.run(["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True, check=False)
+    instance = tmp_path / unit.name.replace("@.", "@desk.")
+    instance.write_text(unit.read_text())
+    checked = subprocess.run(["systemd-analyze", "verify", str(instance)], capture_output=True, text=True, check=False)
     complaints = [line for line in checked.stderr.splitlines() if "darkroom" in line and "not executable" not in line]
     assert not complaints

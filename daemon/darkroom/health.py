@@ -31,6 +31,8 @@ class Report:
     state: State = "starting"
     why: str | None = None
     """Why it is paused, for a person."""
+    config_error: str | None = None
+    """What is wrong with the configuration that it was told to read again, and did not take."""
     since: str
     updated_at: str
     pid: int

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.errors import DeviceGone, Stopped, StorageTrouble
-from darkroom.executors import Executor
+from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
+from darkroom.executors import Executor, make_executor
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.page import Page
+from darkroom.reload import needs_another_engine, settled
 from darkroom.spool import Arrival, Spool, Ticket
 from darkroom.systemd import Notifier
 from darkroom.work import Viewer, Work
@@ -44,15 +46,20 @@ class Loop:
     waker: Waker = field(default_factory=Waker)
     viewer: Viewer | None = None
     once: bool = False
+    reread: Callable[[], Config] | None = None
+    """Reads the configuration again, for ``reload``. Raises ConfigError."""
+    make_executor: Callable[[Config], Executor] = make_executor
     first_pause_s: float = 1.0
     """How long the first wait for a disk in trouble is; each is twice the one before, up to half a minute."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.stopping = False
+        self._reload_wanted = False
         self.health = Health(self.spool.root, self.spool.disk, self.clock)
         self.notifier = Notifier()
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
+        self.page: Page | None = None
         self.work = Work(
             config=self.config,
             catalog=Catalog(self.config.models),
@@ -65,21 +72,29 @@ class Loop:
             insist=self._insist,
             clock=self.clock,
         )
-        settings, local = self.config.intake, self.guard.local
         self.intake = Intake(
-            self.spool,
-            judge=self.work.judge,
-            report=self._report_left,
-            settle_s=settings.settle_s if local else settings.network_settle_s,
-            rescan_s=settings.rescan_s if local else settings.network_rescan_s,
-            clock=self.clock,
+            self.spool, judge=self.work.judge, report=self._report_left, settle_s=0.0, rescan_s=0.0, clock=self.clock
         )
+        self._configure(self.config)
         self._claimed: deque[Ticket] = deque()
         self._recovered = False
         self._trouble: str | None = None
         self._device_gone = False
         self._retry_at = 0.0
         self._pause_s = 0.0
+
+    def _configure(self, config: Config) -> None:
+        """What may change while the daemon runs, but for the engine."""
+        self.config = self.work.config = config
+        self.work.catalog = Catalog(config.models)
+        self.work.known = None
+        self.spool.limits = config.limits
+        local = self.guard.local
+        self.intake.settle_s = config.intake.settle_s if local else config.intake.network_settle_s
+        self.intake.rescan_s = config.intake.rescan_s if local else config.intake.network_rescan_s
+        if config.output.page != (self.page is not None):
+            self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None
+        self.work.page = self.page
 
     # The story
 
@@ -100,6 +115,11 @@ class Loop:
         self.stopping = True
         self.waker.wake()
 
+    def reload(self) -> None:
+        """Ask to read the configuration again before the next job; safe in a signal handler."""
+        self._reload_wanted = True
+        self.waker.wake()
+
     def startup(self) -> None:
         """Watch the inbox, say that we are ready."""
         self.guard.start()
@@ -115,6 +135,8 @@ class Loop:
 
     def step(self) -> bool:
         """One job, or one sleep. Returns False where nothing is left and nothing more is waited for."""
+        if self._reload_wanted:
+            self._reload()
         self.tick()
         ticket = self._next_ticket()
         if ticket is not None:
@@ -131,6 +153,8 @@ class Loop:
         self._turn("stopping")
         self.executor.close()
         self.guard.stop()
+        if self.page is not None:
+            self.page.finish()
         self._turn("stopped")
         self.health.write(now=True)
         self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
@@ -138,7 +162,7 @@ class Loop:
 
     def tick(self) -> None:
         """What must go on even while a job is rendered: refuse hopeless files, watch the inbox, feed the watchdog."""
-        self.notifier.watchdog()
+        self._feed_the_watchdog()
         if self.guard.check():
             self.intake.hint()
         if self.guard.trouble is None:
@@ -156,12 +180,52 @@ class Loop:
                 self._pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
+        if self.page is not None and not self._in_trouble():
+            self.page.work(idle=self.health.report.state == "idle")
+
+    def _feed_the_watchdog(self) -> None:
+        """Not while the engine hangs: that is ours to end, at ``stall_s``, and if we cannot then systemd ends us both.
+
+        The last ping is early enough for us to have had our turn, and no earlier than that takes.
+        """
+        stall_s = self.config.engine.stall_s
+        margin_s = (self.notifier.watchdog_s or 0.0) / 2
+        if self.work.silent_s() <= max(stall_s / 2, stall_s - margin_s):
+            self.notifier.watchdog()
 
     def _watch_anew(self) -> None:
         missed, self.intake.unannounced = self.intake.unannounced, 0
         if self.guard.notified:
             self.health.update(missed_events=self.health.report.missed_events + missed)
             self.guard.missed(missed)
+
+    # Another configuration
+
+    def _reload(self) -> None:
+        """Between two jobs. A configuration with a fault is refused as a whole, and the old one stays."""
+        self._reload_wanted = False
+        if self.reread is None:
+            return
+        self.notifier.reloading()
+        error = None
+        try:
+            new, waiting = settled(self.config, self.reread())
+        except ConfigError as fault:
+            error = fault.message
+            self.logger.error("config.refused", why=error)
+        else:
+            another_engine = needs_another_engine(self.config, new)
+            self._configure(new)
+            if another_engine:
+                self.executor.close()
+                self.executor = self.work.executor = self.make_executor(new)
+                self.executor.start()
+            self.logger.info("config.reloaded", another_engine=another_engine)
+            if waiting:
+                error = f"[{'], ['.join(waiting)}] changed, which takes a restart of the daemon"
+                self.logger.warning("config.waits", why=error)
+        self.health.update(config_error=error)
+        self.notifier.ready(f"{self.health.report.state}; configuration: {error or 'reloaded'}")
 
     # Taking
 
@@ -214,6 +278,8 @@ class Loop:
     def _report_published(self, path: Path) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
         self.logger.info("job.published", path=str(path))
+        if self.page is not None:
+            self.page.add(path)
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
@@ -251,7 +317,8 @@ class Loop:
         if self._trouble or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
         else:
-            self.waker.wait(min(self.intake.wait_s(), LONGEST_SLEEP_S))
+            page = self.page.wait_s() if self.page is not None else LONGEST_SLEEP_S
+            self.waker.wait(min(self.intake.wait_s(), page, LONGEST_SLEEP_S))
 
     def _nothing_left(self) -> bool:
         """Looked at afresh, since a notification may be under way."""

@@ -36,6 +36,8 @@ class Record:
     pace: Pace = field(default_factory=Pace)
     sheet: JobSheet | None = None
     """The contact sheet, of a job of several pictures."""
+    thumbnail: bytes = b""
+    """Of the first picture, where the engine gave one."""
 
     def missing(self) -> bool:
         """Whether pictures remain to be made."""

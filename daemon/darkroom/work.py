@@ -26,12 +26,13 @@ from darkroom.errors import (
     Stopped,
     StorageTrouble,
 )
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
+from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.given import Base, find, has_pictures
 from darkroom.health import Health
 from darkroom.intake import Needs
 from darkroom.job import NO_PICTURES, Given, Job, Request, placed, resolve
+from darkroom.page import Page
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
 from darkroom.spool import Spool, State, Ticket, Verdict
@@ -81,12 +82,19 @@ class Work:
     viewer: Viewer | None
     look_around: Callable[[], None]
     insist: Insist
+    page: Page | None = None
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
     known: tuple[str, bytes | None, Request] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
+    heard_at: float | None = None
+    """When the engine last said something of the job that runs."""
+
+    def silent_s(self) -> float:
+        """For how long the engine has said nothing of the job that runs; 0 while none does."""
+        return 0.0 if self.heard_at is None else self.clock() - self.heard_at
 
     def judge(self, name: str, data: bytes | None) -> Needs | None:
         """Whether a file can be a job here, and which pictures it begins with; no data is a file over the limit.
@@ -130,6 +138,7 @@ class Work:
         try:
             self._do(self._record(ticket))
         finally:
+            self.heard_at = None
             _write_log(ticket)
 
     def _do(self, record: Record) -> None:
@@ -230,8 +239,11 @@ class Work:
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
         images = images_of(ticket, state.job, self.spool)
+        self.heard_at = self.clock()
         with closing(self.executor.run(state.job, frozenset(record.pictures), images)) as events:
             for event in events:
+                if not isinstance(event, Alive):
+                    self.heard_at = self.clock()
                 self._take(record, event)
                 if self.clock() - self.looked_around_at >= LOOK_AROUND_S:
                     self.looked_around_at = self.clock()
@@ -260,6 +272,8 @@ class Work:
                 begin = self.clock()
                 file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
                 record.saved(event, file, self.clock() - begin)
+                if event.index == 0:
+                    record.thumbnail = event.thumbnail
                 if record.sheet is not None:
                     record.sheet.add(event, file)
                 self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
@@ -301,6 +315,8 @@ class Work:
         else:
             self.failed += 1
         self.health.update(done=self.done, failed=self.failed, last_job=path.name)
+        if self.page is not None:
+            self.page.add(path, record.thumbnail)
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
 

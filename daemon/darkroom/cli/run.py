@@ -10,10 +10,11 @@ from types import FrameType
 from typing import Any
 
 from darkroom.cli.screen import SHOWN, Screen
-from darkroom.config import Log, load
+from darkroom.config import Config, Log, load
 from darkroom.executors import make_executor
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
+from darkroom.reload import Relay
 from darkroom.spool import Spool
 
 
@@ -22,11 +23,13 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
     config = load(config_file, root=root)
     on_terminal = sys.stdout.isatty() and config.log.format != "json"
     screen = Screen(live=on_terminal)
-    log = config.log
-    if on_terminal and log.format == "auto":
-        # The screen shows what goes on; the log is left with what went wrong otherwise.
-        log = Log(level="warning", format="console")
-    logger = make_logger(log, silent=SHOWN if on_terminal else frozenset())
+    logger = Relay(_logger(config.log, on_terminal=on_terminal))
+
+    def reread() -> Config:
+        config = load(config_file, root=root)
+        logger.logger = _logger(config.log, on_terminal=on_terminal)
+        return config
+
     loop = Loop(
         config=config,
         spool=Spool(config.folders, config.limits),
@@ -34,6 +37,7 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
         logger=logger,
         viewer=screen,
         once=once,
+        reread=reread,
     )
     _obey_signals(loop)
     with screen.showing(loop.spool):
@@ -44,10 +48,17 @@ def run_daemon(config_file: Path | None, root: Path | None, *, once: bool, sheet
     return 1 if once and loop.work.failed else 0
 
 
+def _logger(log: Log, *, on_terminal: bool) -> Any:
+    if on_terminal and log.format == "auto":
+        # The screen shows what goes on; the log is left with what went wrong otherwise.
+        log = Log(level="warning", format="console")
+    return make_logger(log, silent=SHOWN if on_terminal else frozenset())
+
+
 def _obey_signals(loop: Loop) -> None:
     """The first SIGTERM or SIGINT stops at the next step; the second ends the process at once.
 
-    SIGHUP, a closed terminal, changes nothing: the daemon goes on.
+    SIGHUP reads the configuration again before the next job; so a closed terminal does no harm.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -57,7 +68,8 @@ def _obey_signals(loop: Loop) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, frame: loop.reload())
 
 
 def _make_sheet(screen: Screen, sheet: Path, logger: Any) -> None:
