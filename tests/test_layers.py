@@ -24,12 +24,13 @@ TORCHLESS = [
 """The engine's rules, as opposed to its arithmetic."""
 
 LAYERS = [
-    ["errors", "events", "strict_json", "systemd"],
+    ["errors", "events", "strict_json", "systemd", "processes"],
     ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "job"],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
         "intake",
+        "retention",
         "engine.device",
         "engine.pipeline",
         "engine.checkpoints",

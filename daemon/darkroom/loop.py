@@ -16,6 +16,7 @@ from darkroom.executors import Executor
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.retention import Housekeeping
 from darkroom.spool import Arrival, Spool, Ticket
 from darkroom.systemd import Notifier
 from darkroom.work import Viewer, Work
@@ -53,6 +54,7 @@ class Loop:
         self.health = Health(self.spool.root, self.spool.disk, self.clock)
         self.notifier = Notifier()
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
+        self.housekeeping = Housekeeping(self.spool, self.config.retention, self.logger, self.clock)
         self.work = Work(
             config=self.config,
             catalog=Catalog(self.config.models),
@@ -116,12 +118,13 @@ class Loop:
     def step(self) -> bool:
         """One job, or one sleep. Returns False where nothing is left and nothing more is waited for."""
         self.tick()
+        busy = self._trouble is None and self.housekeeping.work()
         ticket = self._next_ticket()
         if ticket is not None:
             self._work_on(ticket)
         elif self.once and self._nothing_left():
             return False
-        else:
+        elif not busy:
             self._sleep()
         return True
 
@@ -185,7 +188,7 @@ class Loop:
             self._turn("paused", self.spool.why_paused())
             return None
         if self.guard.trouble is not None:
-            self._turn("paused", self.guard.trouble)
+            self._turn("paused", self.guard.trouble, trouble=True)
             return None
         free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
         self.health.report.free_bytes = free
@@ -283,7 +286,7 @@ class Loop:
         self._claimed.clear()
         self._recovered = False
         self.intake.hint()
-        self._turn("paused", why)
+        self._turn("paused", why, trouble=True)
 
     def _end_of_trouble(self, *, device: bool = False) -> None:
         """Something went well: that it was a job on the device is the only proof that the device is back."""
@@ -313,8 +316,8 @@ class Loop:
                 self.health.write()
                 self.waker.wait(min(LONGEST_SLEEP_S, self._retry_at - self.clock()))
 
-    def _turn(self, state: HealthState, why: str | None = None) -> None:
-        if self.health.turn(state, why):
+    def _turn(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
+        if self.health.turn(state, why, trouble=trouble):
             self.notifier.status(f"{state}: {why}" if why else state)
             if why is not None:
                 self.logger.warning("daemon.paused", why=why)

@@ -27,7 +27,7 @@ from darkroom.errors import (
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
-from darkroom.health import Health
+from darkroom.health import Health, Recent
 from darkroom.job import Job, Request, resolve
 from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket, Verdict
@@ -221,6 +221,7 @@ class Work:
                 self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
             case Fallback():
                 record.fell_back(event)
+                self.health.update(fallbacks=self.health.report.fallbacks + 1)
                 self._keep_state(record)
                 step = {"rung": event.rung, "lossless": event.lossless, "why": event.because}
                 self._say("oom.step_down", ticket, level="warning", **step)
@@ -254,9 +255,20 @@ class Work:
             self.done += 1
         else:
             self.failed += 1
-        self.health.update(done=self.done, failed=self.failed, last_job=path.name)
+        self.health.ended(self._recent(verdict, path))
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
+
+    def _recent(self, verdict: Verdict, path: Path) -> Recent:
+        base = self.spool.done if verdict.error is None else self.spool.failed
+        return Recent(
+            name=str(path.relative_to(base)),
+            status=verdict.result.status,
+            reason=verdict.error.reason if verdict.error else None,
+            finished_at=verdict.result.finished_at,
+            seconds=verdict.result.seconds["total"],
+            pictures=len(verdict.result.pictures),
+        )
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
         """One line in the daemon's log and the same in the job's."""
