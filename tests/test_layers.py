@@ -43,7 +43,7 @@ LAYERS = [
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],
-    ["record", "work", "loop", "check", "bench"],
+    ["record", "work", "audience", "metrics", "exporter", "telling", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

@@ -109,10 +109,13 @@ class Health:
         earlier = read(root)
         if earlier is not None:
             self.report.recent = earlier.recent[:MOST_RECENT]
-        self.beat_at = self._clock()
-        """When the loop last came by, in seconds of the clock."""
+        self._beat_at = self._clock()
         self._written_at = float("-inf")
         self._dirty = True
+
+    def age_s(self) -> float:
+        """How long ago the loop last came by, in seconds."""
+        return self._clock() - self._beat_at
 
     def turn(self, state: State, why: str | None = None, *, trouble: bool = False) -> bool:
         """Set the state. Returns whether it is another than before."""
@@ -145,11 +148,11 @@ class Health:
 
     def write(self, *, now: bool = False) -> None:
         """Rewrite the file if there is news or the heartbeat is due. Never raises."""
-        self.beat_at = self._clock()
-        age = self.beat_at - self._written_at
+        self._beat_at = self._clock()
+        age = self._beat_at - self._written_at
         if not now and age < (SOONEST_S if self._dirty else HEARTBEAT_S):
             return
-        self._written_at = self.beat_at
+        self._written_at = self._beat_at
         self._dirty = False
         self.measure()
         try:

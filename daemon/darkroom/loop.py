@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from darkroom.audience import Audience
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor
+from darkroom.exporter import Exporter
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.metrics import Metrics
 from darkroom.retention import Housekeeping
-from darkroom.spool import Arrival, Spool, Ticket
+from darkroom.spool import Arrival, Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
+from darkroom.telling import Teller
 from darkroom.work import Viewer, Work
 
 T = TypeVar("T")
@@ -55,6 +59,17 @@ class Loop:
         self.notifier = Notifier()
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
         self.housekeeping = Housekeeping(self.spool, self.config.retention, self.logger, self.clock)
+        self.teller: Teller | None = None
+        self.exporter: Exporter | None = None
+        viewers = [self.viewer] if self.viewer is not None else []
+        if self.config.metrics.listen is not None or self.config.metrics.textfile is not None:
+            metrics = Metrics(self.health)
+            self.exporter = Exporter(self.config.metrics, metrics, self.health, self.logger)
+            viewers.append(metrics)
+        if self.config.notify.command is not None or self.config.notify.webhook is not None:
+            self.teller = Teller(self.config.notify, self.health, self.logger)
+            viewers.append(self.teller)
+        self.audience = Audience(viewers)
         self.work = Work(
             config=self.config,
             catalog=Catalog(self.config.models),
@@ -62,7 +77,7 @@ class Loop:
             executor=self.executor,
             health=self.health,
             logger=self.logger,
-            viewer=self.viewer,
+            viewer=self.audience,
             look_around=self._look_around,
             insist=self._insist,
             clock=self.clock,
@@ -105,6 +120,8 @@ class Loop:
     def startup(self) -> None:
         """Watch the inbox, say that we are ready."""
         self.guard.start()
+        if self.exporter is not None:
+            self.exporter.start()
         self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
         self._turn("idle")
         self.notifier.ready()
@@ -134,8 +151,12 @@ class Loop:
         self._turn("stopping")
         self.executor.close()
         self.guard.stop()
+        if self.teller is not None:
+            self.teller.close()
         self._turn("stopped")
         self.health.write(now=True)
+        if self.exporter is not None:
+            self.exporter.close()
         self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
         self.spool.close()
 
@@ -214,9 +235,11 @@ class Loop:
         if ticket is not None and not self.work.refuse(ticket):
             self._claimed.append(ticket)  # it was mended in the last moment
 
-    def _report_published(self, path: Path) -> None:
+    def _report_published(self, path: Path, verdict: Verdict) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
-        self.logger.info("job.published", path=str(path))
+        self.logger.info("job.published", id=verdict.result.id, path=str(path))
+        if self.teller is not None:
+            self.teller.tell(verdict, path)
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
@@ -235,7 +258,7 @@ class Loop:
             else:
                 self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
         except Stopped:
-            self.logger.info("job.interrupted", id=ticket.id)
+            pass  # it lies in working/ and goes on later
         finally:
             self.health.update(job=None)
 
@@ -321,6 +344,5 @@ class Loop:
             self.notifier.status(f"{state}: {why}" if why else state)
             if why is not None:
                 self.logger.warning("daemon.paused", why=why)
-            if self.viewer:
-                self.viewer.state(state, why)
+            self.audience.state(state, why)
         self.health.write()

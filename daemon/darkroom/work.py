@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from darkroom import dropped
+from darkroom import dropped, strict_json
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import (
@@ -104,6 +104,9 @@ class Work:
         """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
             self._do(self._record(ticket))
+        except Stopped:
+            self._say("job.interrupted", ticket)
+            raise
         finally:
             _write_log(ticket)
 
@@ -151,7 +154,8 @@ class Work:
         job = resolve(self._read(ticket.origin.dropped, record.request), self.config, self.catalog, ticket.id)
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
-        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
+        said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
+        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count, **said)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
@@ -228,7 +232,8 @@ class Work:
             case Warned():
                 record.warned(event)
                 self._keep_state(record)
-                self._say("job.warning", ticket, level="warning", code=event.code, message=event.message)
+                said = {"message": event.message} if self.config.log.prompts else {}
+                self._say("job.warning", ticket, level="warning", code=event.code, **said)
             case Finished():
                 record.finished(event)
         if self.viewer:
@@ -247,8 +252,8 @@ class Work:
             fields["seconds"] = verdict.result.seconds["total"]
         else:
             event, level = "job.failed", "warning"
-            fields |= {"reason": verdict.error.reason, "why": verdict.error.message}
-        ticket.log(event, fields)
+            fields |= {"reason": verdict.error.reason, "why": self._why(error)}
+        ticket.log(event, fields, last=True)
         path = self.insist(lambda: self.spool.publish(ticket, verdict))
         getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
         if verdict.error is None:
@@ -258,6 +263,13 @@ class Work:
         self.health.ended(self._recent(verdict, path))
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
+
+    def _why(self, error: DarkroomError | None) -> str:
+        """A sentence for the logs. Those about a job's text may quote it."""
+        assert error is not None
+        if isinstance(error, InvalidRequest | RenderFailed) and not self.config.log.prompts:
+            return "see error.json"
+        return error.message
 
     def _recent(self, verdict: Verdict, path: Path) -> Recent:
         base = self.spool.done if verdict.error is None else self.spool.failed

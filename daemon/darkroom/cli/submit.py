@@ -52,7 +52,7 @@ def submit_jobs(
     if name is not None and (len(jobs) != 1 or not is_plain(name)):
         raise UsageError("--name is for one job, and must be a plain file name without slashes")
     fields = dict(_setting(text) for text in settings)
-    prepared = [_prepare(job, fields, name) for job in jobs]
+    prepared = [_prepare(job, fields, name, named_after_prompt=config.log.prompts) for job in jobs]
     for label, data in prepared:
         _validate(label, data, config)
     dropped = [_drop(spool, label, data) for label, data in prepared]
@@ -75,8 +75,11 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, bytes]:
-    """A job's name and content, from a file, from a picture's recipe, or from a prompt."""
+def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_prompt: bool) -> tuple[str, bytes]:
+    """A job's name and content, from a file, from a picture's recipe, or from a prompt.
+
+    Names stand in the logs: where prompts may not, a job is not named after its own.
+    """
     path = Path(job)
     if is_job(job):
         try:
@@ -99,7 +102,7 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
             data = _json({**value, **fields})
         return name or path.stem, data
     data = _json({"prompt": job, **fields})
-    return name or slug(job)[:40].strip("-._") or "job", data
+    return name or (slug(job)[:40].strip("-._") if named_after_prompt else "") or "job", data
 
 
 def _json(fields: dict[str, Any]) -> bytes:

@@ -242,7 +242,7 @@ class Spool:
 
     # Recover
 
-    def recover(self, published: Callable[[Path], object] = lambda _: None) -> Iterator[Ticket]:
+    def recover(self, published: Callable[[Path, Verdict], object] = lambda *_: None) -> Iterator[Ticket]:
         """What an earlier daemon left in ``working/``, oldest first. Call with the lock held and no engine alive.
 
         A folder without a request is removed (its file is still in the inbox); one whose verdict was written is
@@ -256,7 +256,7 @@ class Spool:
                 continue
             verdict = _written_verdict(folder)
             if verdict is not None:
-                published(self._retire(str(folder), verdict))
+                published(self._retire(str(folder), verdict), verdict)
                 continue
             ticket = Ticket.load(folder, self.disk)
             yield ticket or self._adopt(folder)
