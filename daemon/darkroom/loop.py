@@ -139,7 +139,7 @@ class Loop:
         ticket = self._next_ticket()
         if ticket is not None:
             self._work_on(ticket)
-        elif self.once and self._nothing_left():
+        elif self.once and not busy and self._nothing_left():
             return False
         elif not busy:
             self._sleep()

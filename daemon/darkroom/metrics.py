@@ -29,8 +29,9 @@ class Metrics:
     """A viewer of the loop that counts; the rest is read from its health when somebody asks."""
 
     def __init__(self, health: Health) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
+        disable_created_metrics()  # a gauge beside each counter and histogram, which nobody asks for
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
 

@@ -92,10 +92,12 @@ def sweep(disk: Disk, rules: Rules, *, dry_run: bool = False) -> Iterator[Outcom
 
 def clear_remains(disk: Disk, base: Path) -> Iterator[None]:
     """Remove what a removal left that was cut short. Raises as ``sweep``."""
+    remains = []
     with os.scandir(base) as entries:
-        remains = [
-            entry.path for entry in entries if entry.name.startswith(ASIDE) and entry.is_dir(follow_symlinks=False)
-        ]
+        for entry in entries:
+            if entry.name.startswith(ASIDE) and entry.is_dir(follow_symlinks=False):
+                remains.append(entry.path)
+            yield None
     for path in remains:
         yield from _empty(disk, path)
 

@@ -162,7 +162,7 @@ def clean(
     root: RootOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Remove old results from done/ and failed/; without a rule here, by its config.
+    """Remove old results from done/ and failed/; without a rule here, by those of the config.
 
     Each folder is held to the rules by itself. What darkroom did not make is left alone.
 
