@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint soak seedling seedling-eval clean
+.PHONY: help run test lint soak soak-engine seedling seedling-eval clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -30,6 +30,9 @@ lint: $(VENV)/.installed-dev ## ruff and mypy
 
 soak: $(VENV)/.installed ## 100,000 jobs while the daemon is killed again and again (about a quarter of an hour)
 	$(BIN)/python tools/soak.py
+
+soak-engine: $(VENV)/.installed ## 1,000 jobs with the bundled model: memory of daemon and engine must stay flat (minutes)
+	$(BIN)/python tools/soak_engine.py
 
 seedling: $(VENV)/.installed ## train the bundled model from nothing (under three hours on two cores; goes on where it stopped)
 	$(BIN)/python -m tools.seedling.make

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from darkroom.config import Config
 from darkroom.errors import DeviceGone
-from darkroom.events import Event, Fallback, Loaded, Picture, Step
+from darkroom.events import Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import NO_IMAGES, Images, Job
 
@@ -138,3 +138,34 @@ class OnACard(FakeEngine):
         for event in super().render(job, skip, stopping, images):
             self._look()
             yield replace(event, device=f"cuda {self.config.engine.device}") if isinstance(event, Loaded) else event
+
+
+class Quoting(FakeEngine):
+    """Warns of the job's prompt, and fails over it where there is a negative one."""
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        yield Warned("prompt_odd", f'"{job.prompt}" is odd', job.prompt)
+        if job.negative_prompt:
+            raise ValueError(f"cannot draw {job.prompt}")
+        yield from super().render(job, skip, stopping, images)
+
+
+class Dying(FakeEngine):
+    """Is gone at once."""
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        os._exit(9)
+
+
+class Growing(FakeEngine):
+    """Keeps 64 MiB more of each job."""
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        self.kept = [*getattr(self, "kept", []), b"x" * (64 << 20)]
+        yield from super().render(job, skip, stopping, images)

@@ -30,10 +30,12 @@ def test_what_is_missing_is_said_with_the_remedy(darkroom: Darkroom) -> None:
         executor={"kind": "fake"},
         limits={"min_free_bytes": 1 << 60},
         models={"default": "sd15", "broken": {"path": str(darkroom.root / "nowhere")}},
+        notify={"command": ["no-such-program", "--quiet"]},
     )
     bad = {finding.message for finding in preflight(darkroom.config) if not finding.ok}
     assert any("min_free_bytes" in message for message in bad)
     assert any('"sd15"' in message and "seedling" in message for message in bad)
+    assert "there is no program no-such-program; see [notify] command" in bad
     assert any("nowhere" in message and "model_index.json" in message for message in bad)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,10 @@ from PIL import Image, ImageDraw
 
 from darkroom.config import Config
 from darkroom.engine.render import Engine
-from darkroom.errors import InvalidRequest, RenderFailed
-from darkroom.events import Event, Picture, Step
-from darkroom.job import Hires, Job
-from darkroom.job.passes import Pass, final_size, passes
+from darkroom.events import Event
+from darkroom.job import Job
 from darkroom.sampling import SAMPLERS
-from engine_models import make_config, make_job, pictures, render, save_tiny, steps
+from engine_models import make_config, make_job, render, save_tiny, steps
 
 pytest_plugins = ("engine_fixtures",)
 

@@ -253,3 +253,28 @@ def test_a_gpu_that_served_is_not_exchanged_for_the_cpu(darkroom: Darkroom, star
         devices += [event.device for event in spoken(executor.run(job_of(darkroom))) if isinstance(event, Loaded)]
         executor.close()
     assert devices == ["cuda auto", "cuda cuda"]
+
+
+def test_an_engine_that_has_grown_too_large_is_replaced_before_the_next_job(
+    darkroom: Darkroom, started: list[LocalExecutor]
+) -> None:
+    """Fault 63."""
+    executor = executor_of(darkroom, "Growing", started, recycle_above_bytes=200 << 20)
+    pids = []
+    for _ in range(6):
+        spoken(executor.run(job_of(darkroom)))
+        pids.append(executor.pid)
+    assert pids[0] == pids[1], "two jobs fit"
+    assert 2 <= len(set(pids)) <= 3, pids
+
+
+@pytest.mark.parametrize(("asked", "engines"), [(False, 1), (True, 3)])
+def test_an_engine_is_replaced_for_another_model_only_where_that_is_asked(
+    darkroom: Darkroom, started: list[LocalExecutor], asked: bool, engines: int
+) -> None:
+    executor = executor_of(darkroom, "Fast", started, recycle_on_model_change=asked)
+    pids = []
+    for model in ("seedling", "seedling", "other", "seedling"):
+        spoken(executor.run(job_of(darkroom).model_copy(update={"model": model})))
+        pids.append(executor.pid)
+    assert len(set(pids)) == engines

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Literal
 
-from darkroom.health import Health, read
+from conftest import Darkroom
+from darkroom.health import MOST_RECENT, Health, Recent, read
 from darkroom.spool import Call, Disk
+from test_loop import Running, until
 
 
 class Clock:
@@ -53,3 +57,63 @@ def test_what_is_written_can_be_read_and_what_is_broken_is_nothing(tmp_path: Pat
 
 def test_a_disk_that_refuses_is_no_reason_to_stop(tmp_path: Path) -> None:
     Health(tmp_path / "elsewhere", Disk()).write(now=True)
+
+
+def recent(name: str, status: Literal["done", "failed", "partial"] = "done") -> Recent:
+    return Recent(name=name, status=status, finished_at="2026-01-01T00:00:00.000Z", seconds=1.0, pictures=2)
+
+
+def test_the_last_verdicts_are_kept_from_one_daemon_to_the_next_and_counters_are_not(tmp_path: Path) -> None:
+    first = Health(tmp_path, Disk())
+    for number in range(MOST_RECENT):
+        first.ended(recent(str(number)))
+    first.ended(recent("team/typo", "failed"))
+    first.write(now=True)
+    report = read(tmp_path)
+    assert report is not None
+    assert (report.done, report.failed, report.pictures, report.last_job) == (MOST_RECENT, 1, 22, "team/typo")
+    second = Health(tmp_path, Disk())
+    assert [each.name for each in second.report.recent] == ["team/typo", *map(str, range(9, 0, -1))]
+    assert (second.report.done, second.report.last_job) == (0, None)
+
+
+def test_memory_of_daemon_and_engine_and_the_disk_are_measured(tmp_path: Path) -> None:
+    health = Health(tmp_path, Disk())
+    with subprocess.Popen(["sleep", "60"]) as engine:
+        health.update(engine_pid=engine.pid)
+        health.write(now=True)
+        engine.kill()
+    report = read(tmp_path)
+    assert report is not None
+    assert report.memory_bytes is not None
+    assert report.engine_memory_bytes is not None
+    assert report.memory_bytes > 10 << 20 > report.engine_memory_bytes > 1 << 10
+    assert report.memory_peak_bytes is not None
+    assert report.memory_peak_bytes >= report.memory_bytes
+    assert report.total_bytes is not None
+    assert 0 < (report.free_bytes or 0) <= report.total_bytes
+    health.write(now=True)
+    assert read(tmp_path).engine_memory_bytes is None, "it is gone"  # type: ignore[union-attr]
+
+
+def test_a_report_of_an_older_darkroom_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "health.json").write_text(
+        '{"darkroom": "0.0.9", "since": "", "updated_at": "", "pid": 1, "host": "x", "state": "idle", "gone": 3}'
+    )
+    report = read(tmp_path)
+    assert report is not None
+    assert (report.state, report.recent, report.age_s()) == ("idle", [], float("inf"))
+    assert Health(tmp_path, Disk()).report.recent == []
+
+
+def test_trouble_is_told_from_a_pause_that_somebody_wanted(darkroom: Darkroom) -> None:
+    (darkroom.root / "PAUSE").touch()
+    loop = darkroom.loop()
+    with Running(loop):
+        until(lambda: loop.health.report.state == "paused")
+        assert not loop.health.report.trouble
+        darkroom.inbox.rename(darkroom.root / "away")
+        (darkroom.root / "PAUSE").unlink()
+        until(lambda: loop.health.report.trouble)
+        (darkroom.root / "away").rename(darkroom.inbox)
+        until(lambda: loop.health.report.state == "idle" and not loop.health.report.trouble)

@@ -1,4 +1,4 @@
-"""Nothing that stands in a job reaches a path, a shell, the network or a pickle, except the ways the job file documents.
+"""Nothing that stands in a job reaches a path, a shell, the network or a pickle, but by the ways that are documented.
 
 Python tells of each such act (PEP 578); every hostile text carries a mark, and no act may have it in its arguments.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def acts() -> Iterator[list[tuple[str, str]]]:
 
 def test_the_watch_sees_what_it_should(acts: list[tuple[str, str]]) -> None:
     with pytest.raises(FileNotFoundError):
-        open(f"/nowhere/{MARK}")
+        Path(f"/nowhere/{MARK}").read_bytes()
     assert [event for event, _ in acts] == ["open"]
 
 

@@ -25,7 +25,7 @@ TORCHLESS = [
 """The engine's rules, as opposed to its arithmetic."""
 
 LAYERS = [
-    ["errors", "events", "strict_json", "systemd"],
+    ["errors", "events", "strict_json", "systemd", "processes"],
     ["config", "sampling", "prompt_syntax", "weights", "families", "catalog", "hub", "images", "job"],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
@@ -34,6 +34,7 @@ LAYERS = [
         "collect",
         "intake",
         "page",
+        "retention",
         "engine.device",
         "engine.imports",
         "engine.architectures",
@@ -53,7 +54,20 @@ LAYERS = [
     ],
     ["engine.rendering", "engine.flow_rendering", "engine.render", "engine.benchmark"],
     ["executors"],
-    ["pace", "sheets", "record", "work", "reload", "loop", "check", "bench"],
+    [
+        "pace",
+        "sheets",
+        "record",
+        "work",
+        "audience",
+        "metrics",
+        "exporter",
+        "telling",
+        "reload",
+        "loop",
+        "check",
+        "bench",
+    ],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

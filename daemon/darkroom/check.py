@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ def preflight(config: Config) -> Iterator[Finding]:
     """Folders, space, models, device, one after the other; each yielded as it is known."""
     yield from _folders(config)
     yield from _models(config)
+    if config.notify.command is not None:
+        yield _command(config.notify.command[0])
     if config.executor.kind == "local":
         yield _device(config)
 
@@ -91,6 +94,12 @@ def _models(config: Config) -> Iterator[Finding]:
             continue
         default = ", the default" if name == catalog.default else ""
         yield Finding("model", True, f"{name}{default}: {model.place}, {family}, native size {size}")
+
+
+def _command(program: str) -> Finding:
+    place = shutil.which(program)
+    message = f"{program} is told of verdicts" if place else f"there is no program {program}; see [notify] command"
+    return Finding("notify", place is not None, message)
 
 
 def _device(config: Config) -> Finding:

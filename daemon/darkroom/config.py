@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigError
@@ -32,6 +32,19 @@ def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise ValueError("must be auto, cpu, mps, cuda, or one GPU as cuda:1")
     return name
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdigit() and int(port) <= 65_535):
+        raise ValueError("must be an address and a port, as 127.0.0.1:9108 or [::1]:9108")
+    return text
+
+
+def _web_address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+\S*", text):
+        raise ValueError("must begin with https:// (or http:// on a network that you trust)")
+    return text
 
 
 class _Section(BaseModel):
@@ -139,6 +152,8 @@ class EngineSettings(_Section):
     stop_s: float = Field(5, gt=0, le=600)
     idle_unload_s: float = Field(600, ge=0)
     recycle_after_jobs: int = Field(1000, ge=0)
+    recycle_above_bytes: int = Field(0, ge=0)
+    recycle_on_model_change: bool = False
     cache_dir: Path | None = None
 
 
@@ -181,6 +196,35 @@ class Log(_Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
+    prompts: bool = True
+
+
+class Retention(_Section):
+    """``[retention]``: what of the results is kept; without a rule, all of it."""
+
+    done_days: float | None = Field(None, gt=0)
+    done_count: int | None = Field(None, ge=0)
+    done_bytes: int | None = Field(None, ge=0)
+    failed_days: float | None = Field(None, gt=0)
+    failed_count: int | None = Field(None, ge=0)
+    failed_bytes: int | None = Field(None, ge=0)
+
+
+class MetricsSettings(_Section):
+    """``[metrics]``: where Prometheus finds the daemon's figures."""
+
+    listen: Annotated[str, AfterValidator(_address)] | None = None
+    textfile: Path | None = None
+
+
+class Notify(_Section):
+    """``[notify]``: who is told of each verdict."""
+
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    command_timeout_s: float = Field(30, gt=0, le=600)
+    webhook: Annotated[str, AfterValidator(_web_address)] | None = None
+    webhook_timeout_s: float = Field(10, gt=0, le=600)
+    secret: SecretStr | None = None
 
 
 class Config(BaseSettings):
@@ -202,6 +246,9 @@ class Config(BaseSettings):
     intake: IntakeSettings = IntakeSettings()
     output: Output = Output()
     log: Log = Log()
+    retention: Retention = Retention()
+    metrics: MetricsSettings = MetricsSettings()
+    notify: Notify = Notify()
 
     @classmethod
     def settings_customise_sources(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +16,36 @@ from pydantic import TypeAdapter
 
 from darkroom import __version__
 from darkroom.errors import StorageTrouble
+from darkroom.processes import peak_bytes, resident_bytes
 from darkroom.spool import Disk, timestamp
 
 FILE = "health.json"
 HEARTBEAT_S = 10.0
 SOONEST_S = 1.0
+LOST_S = 6 * HEARTBEAT_S
+"""A report this old is no sign of life."""
+MOST_RECENT = 10
+"""So many verdicts are kept in the report."""
 
 State = Literal["starting", "idle", "working", "paused", "stopping", "stopped"]
 
 
 @dataclass(kw_only=True)
+class Recent:
+    """A verdict of late."""
+
+    name: str
+    """Of the job's folder in ``done/`` or, where ``status`` is another, in ``failed/``: with its group."""
+    status: Literal["done", "failed", "partial"]
+    reason: str | None = None
+    finished_at: str
+    seconds: float
+    pictures: int
+
+
+@dataclass(kw_only=True)
 class Report:
-    """The content of health.json."""
+    """The content of health.json. Counters are since ``started_at``."""
 
     darkroom: str = __version__
     state: State = "starting"
@@ -33,7 +53,11 @@ class Report:
     """Why it is paused, for a person."""
     config_error: str | None = None
     """What is wrong with the configuration that it was told to read again, and did not take."""
+    trouble: bool = False
+    """Whether it is paused because something is wrong, and not because somebody wanted it."""
     since: str
+    """When it came into this state."""
+    started_at: str = ""
     updated_at: str
     pid: int
     host: str
@@ -43,11 +67,33 @@ class Report:
     waiting: int = 0
     done: int = 0
     failed: int = 0
+    pictures: int = 0
+    fallbacks: int = 0
+    """Steps down the memory ladder."""
     engine_restarts: int = 0
     missed_events: int = 0
     """Files that came without a notification, where there should be some."""
+    told: int = 0
+    untold: int = 0
+    """Verdicts that ``[notify]`` delivered, and those that it gave up."""
     last_job: str | None = None
+    recent: list[Recent] = field(default_factory=list)
+    """The last verdicts, newest first; those of earlier daemons too."""
     free_bytes: int | None = None
+    total_bytes: int | None = None
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    """Of the daemon: resident now, and at most."""
+    engine_memory_bytes: int | None = None
+    engine_memory_peak_bytes: int | None = None
+    """Of the engine's present process; a GPU's own memory is not in it."""
+
+    def age_s(self) -> float:
+        """How long ago it was written, in seconds, by the clocks of who wrote it and of who reads it."""
+        try:
+            return (datetime.now(UTC) - datetime.fromisoformat(self.updated_at)).total_seconds()
+        except ValueError:
+            return float("inf")
 
 
 _REPORT = TypeAdapter(Report)
@@ -61,12 +107,21 @@ class Health:
         self._disk = disk
         self._clock = clock
         now = timestamp()
-        self.report = Report(since=now, updated_at=now, pid=os.getpid(), host=socket.gethostname())
+        self.report = Report(since=now, started_at=now, updated_at=now, pid=os.getpid(), host=socket.gethostname())
+        earlier = read(root)
+        if earlier is not None:
+            self.report.recent = earlier.recent[:MOST_RECENT]
+        self._beat_at = self._clock()
         self._written_at = float("-inf")
         self._dirty = True
 
-    def turn(self, state: State, why: str | None = None) -> bool:
+    def age_s(self) -> float:
+        """How long ago the loop last came by, in seconds."""
+        return self._clock() - self._beat_at
+
+    def turn(self, state: State, why: str | None = None, *, trouble: bool = False) -> bool:
         """Set the state. Returns whether it is another than before."""
+        self.report.trouble = trouble
         if (self.report.state, self.report.why) == (state, why):
             return False
         if self.report.state != state:
@@ -83,18 +138,42 @@ class Health:
                 setattr(self.report, key, value)
                 self._dirty = True
 
+    def ended(self, verdict: Recent) -> None:
+        """A job has its verdict."""
+        report = self.report
+        report.done += verdict.status == "done"
+        report.failed += verdict.status != "done"
+        report.pictures += verdict.pictures
+        report.last_job = verdict.name
+        report.recent = [verdict, *report.recent[: MOST_RECENT - 1]]
+        self._dirty = True
+
     def write(self, *, now: bool = False) -> None:
         """Rewrite the file if there is news or the heartbeat is due. Never raises."""
-        age = self._clock() - self._written_at
+        self._beat_at = self._clock()
+        age = self._beat_at - self._written_at
         if not now and age < (SOONEST_S if self._dirty else HEARTBEAT_S):
             return
-        self._written_at = self._clock()
+        self._written_at = self._beat_at
         self._dirty = False
-        self.report.updated_at = timestamp()
+        self.measure()
         try:
             self._disk.replace(self._path, _REPORT.dump_json(self.report, indent=2) + b"\n", sync=False)
         except (OSError, StorageTrouble):
             return
+
+    def measure(self) -> None:
+        """Look at memory and disk."""
+        report = self.report
+        report.updated_at = timestamp()
+        report.memory_bytes, report.memory_peak_bytes = resident_bytes(report.pid), peak_bytes(report.pid)
+        engine = report.engine_pid
+        report.engine_memory_bytes = None if engine is None else resident_bytes(engine)
+        report.engine_memory_peak_bytes = None if engine is None else peak_bytes(engine)
+        with contextlib.suppress(OSError):
+            status = os.statvfs(self._path.parent)
+            report.free_bytes = status.f_bavail * status.f_frsize
+            report.total_bytes = status.f_blocks * status.f_frsize
 
 
 def read(root: Path) -> Report | None:

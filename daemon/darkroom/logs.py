@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any, TextIO
 
@@ -42,6 +43,7 @@ def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str
     """
     target = stream or sys.stdout
     pretty = target.isatty() if log.format == "auto" else log.format == "console"
+    colours = target.isatty() and not os.environ.get("NO_COLOR")
 
     def leave_out(logger: Any, method: str, fields: Any) -> Any:
         if fields["event"] in silent:
@@ -59,7 +61,7 @@ def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str
         processors=[
             *([leave_out] if silent else []),
             stamp,
-            *([_printable, structlog.dev.ConsoleRenderer(colors=target.isatty())] if pretty else [_one_line]),
+            *([_printable, structlog.dev.ConsoleRenderer(colors=colours)] if pretty else [_one_line]),
         ],
     )
     return logger.bind()  # once, instead of at each line

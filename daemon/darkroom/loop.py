@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from darkroom.audience import Audience
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
+from darkroom.exporter import Exporter
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.metrics import Metrics
 from darkroom.page import Page
 from darkroom.reload import needs_another_engine, settled
-from darkroom.spool import Arrival, Spool, Ticket
+from darkroom.retention import Housekeeping
+from darkroom.spool import Arrival, Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
+from darkroom.telling import Teller
 from darkroom.work import Viewer, Work
 
 T = TypeVar("T")
@@ -60,6 +65,17 @@ class Loop:
         self.notifier = Notifier()
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
         self.page: Page | None = None
+        self.teller: Teller | None = None
+        self.exporter: Exporter | None = None
+        viewers = [self.viewer] if self.viewer is not None else []
+        if self.config.metrics.listen is not None or self.config.metrics.textfile is not None:
+            metrics = Metrics(self.health)
+            self.exporter = Exporter(self.config.metrics, metrics, self.health, self.logger)
+            viewers.append(metrics)
+        if self.config.notify.command is not None or self.config.notify.webhook is not None:
+            self.teller = Teller(self.config.notify, self.health, self.logger)
+            viewers.append(self.teller)
+        self.audience = Audience(viewers)
         self.work = Work(
             config=self.config,
             catalog=Catalog(self.config.models),
@@ -67,7 +83,7 @@ class Loop:
             executor=self.executor,
             health=self.health,
             logger=self.logger,
-            viewer=self.viewer,
+            viewer=self.audience,
             look_around=self._look_around,
             insist=self._insist,
             clock=self.clock,
@@ -92,6 +108,7 @@ class Loop:
         local = self.guard.local
         self.intake.settle_s = config.intake.settle_s if local else config.intake.network_settle_s
         self.intake.rescan_s = config.intake.rescan_s if local else config.intake.network_rescan_s
+        self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
         if config.output.page != (self.page is not None):
             self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None
         self.work.page = self.page
@@ -123,6 +140,8 @@ class Loop:
     def startup(self) -> None:
         """Watch the inbox, say that we are ready."""
         self.guard.start()
+        if self.exporter is not None:
+            self.exporter.start()
         self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
         self._turn("idle")
         self.notifier.ready()
@@ -138,12 +157,13 @@ class Loop:
         if self._reload_wanted:
             self._reload()
         self.tick()
+        busy = self._trouble is None and self.housekeeping.work()
         ticket = self._next_ticket()
         if ticket is not None:
             self._work_on(ticket)
-        elif self.once and self._nothing_left():
+        elif self.once and not busy and self._nothing_left():
             return False
-        else:
+        elif not busy:
             self._sleep()
         return True
 
@@ -155,8 +175,12 @@ class Loop:
         self.guard.stop()
         if self.page is not None:
             self.page.finish()
+        if self.teller is not None:
+            self.teller.close()
         self._turn("stopped")
         self.health.write(now=True)
+        if self.exporter is not None:
+            self.exporter.close()
         self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
         self.spool.close()
 
@@ -249,7 +273,7 @@ class Loop:
             self._turn("paused", self.spool.why_paused())
             return None
         if self.guard.trouble is not None:
-            self._turn("paused", self.guard.trouble)
+            self._turn("paused", self.guard.trouble, trouble=True)
             return None
         free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
         self.health.report.free_bytes = free
@@ -275,11 +299,13 @@ class Loop:
         if ticket is not None and not self.work.refuse(ticket):
             self._claimed.append(ticket)  # it was mended in the last moment
 
-    def _report_published(self, path: Path) -> None:
+    def _report_published(self, path: Path, verdict: Verdict) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
-        self.logger.info("job.published", path=str(path))
+        self.logger.info("job.published", id=verdict.result.id, path=str(path))
         if self.page is not None:
             self.page.add(path)
+        if self.teller is not None:
+            self.teller.tell(verdict, path)
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
@@ -298,7 +324,7 @@ class Loop:
             else:
                 self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
         except Stopped:
-            self.logger.info("job.interrupted", id=ticket.id)
+            pass  # it lies in working/ and goes on later
         finally:
             self.health.update(job=None)
 
@@ -350,7 +376,7 @@ class Loop:
         self._claimed.clear()
         self._recovered = False
         self.intake.hint()
-        self._turn("paused", why)
+        self._turn("paused", why, trouble=True)
 
     def _end_of_trouble(self, *, device: bool = False) -> None:
         """Something went well: that it was a job on the device is the only proof that the device is back."""
@@ -380,11 +406,10 @@ class Loop:
                 self.health.write()
                 self.waker.wait(min(LONGEST_SLEEP_S, self._retry_at - self.clock()))
 
-    def _turn(self, state: HealthState, why: str | None = None) -> None:
-        if self.health.turn(state, why):
+    def _turn(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
+        if self.health.turn(state, why, trouble=trouble):
             self.notifier.status(f"{state}: {why}" if why else state)
             if why is not None:
                 self.logger.warning("daemon.paused", why=why)
-            if self.viewer:
-                self.viewer.state(state, why)
+            self.audience.state(state, why)
         self.health.write()

@@ -6,11 +6,11 @@ from typing import Any
 
 from darkroom.config import Config
 
-NOT_THE_ENGINES = {"folders", "intake", "limits", "log"}
+NOT_THE_ENGINES = {"folders", "intake", "limits", "log", "retention", "metrics", "notify"}
 """Sections that the engine's process does not read. A change in another one replaces it."""
 
-AT_START_ONLY = ("folders",)
-"""Sections that count for as long as a daemon runs: it holds a lock there."""
+AT_START_ONLY = ("folders", "metrics", "notify")
+"""Sections that count for as long as a daemon runs: it holds a lock, or a port, or has a thread at work."""
 
 
 class Relay:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from darkroom import dropped
+from darkroom import dropped, strict_json
 from darkroom.catalog import Catalog
 from darkroom.collect import collect, images_of
 from darkroom.config import Config
@@ -29,7 +29,7 @@ from darkroom.errors import (
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.given import Base, find, has_pictures
-from darkroom.health import Health
+from darkroom.health import Health, Recent
 from darkroom.intake import Needs
 from darkroom.job import NO_PICTURES, Given, Job, Request, placed, resolve
 from darkroom.page import Page
@@ -137,6 +137,9 @@ class Work:
         """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
             self._do(self._record(ticket))
+        except Stopped:
+            self._say("job.interrupted", ticket)
+            raise
         finally:
             self.heard_at = None
             _write_log(ticket)
@@ -195,7 +198,8 @@ class Work:
             raise placed(error, record.request or b"") from None
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
-        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
+        said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
+        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count, **said)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
@@ -279,13 +283,15 @@ class Work:
                 self._say("picture.saved", ticket, level="debug", file=file, seed=event.seed)
             case Fallback():
                 record.fell_back(event)
+                self.health.update(fallbacks=self.health.report.fallbacks + 1)
                 self._keep_state(record)
                 step = {"rung": event.rung, "lossless": event.lossless, "why": event.because}
                 self._say("oom.step_down", ticket, level="warning", **step)
             case Warned():
                 record.warned(event)
                 self._keep_state(record)
-                self._say("job.warning", ticket, level="warning", code=event.code, message=event.message)
+                said = {"message": event.message} if self.config.log.prompts else {}
+                self._say("job.warning", ticket, level="warning", code=event.code, **said)
             case Finished():
                 record.finished(event)
         if self.viewer:
@@ -306,19 +312,37 @@ class Work:
             fields["seconds"] = verdict.result.seconds["total"]
         else:
             event, level = "job.failed", "warning"
-            fields |= {"reason": verdict.error.reason, "why": verdict.error.message}
-        ticket.log(event, fields)
+            fields |= {"reason": verdict.error.reason, "why": self._why(error)}
+        ticket.log(event, fields, last=True)
         path = self.insist(lambda: self.spool.publish(ticket, verdict))
         getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
         if verdict.error is None:
             self.done += 1
         else:
             self.failed += 1
-        self.health.update(done=self.done, failed=self.failed, last_job=path.name)
+        self.health.ended(self._recent(verdict, path))
         if self.page is not None:
             self.page.add(path, record.thumbnail)
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
+
+    def _why(self, error: DarkroomError | None) -> str:
+        """A sentence for the logs. Those about a job's text may quote it."""
+        assert error is not None
+        if isinstance(error, InvalidRequest | RenderFailed) and not self.config.log.prompts:
+            return "see error.json"
+        return error.message
+
+    def _recent(self, verdict: Verdict, path: Path) -> Recent:
+        base = self.spool.done if verdict.error is None else self.spool.failed
+        return Recent(
+            name=str(path.relative_to(base)),
+            status=verdict.result.status,
+            reason=verdict.error.reason if verdict.error else None,
+            finished_at=verdict.result.finished_at,
+            seconds=verdict.result.seconds["total"],
+            pictures=len(verdict.result.pictures),
+        )
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
         """One line in the daemon's log and the same in the job's."""

@@ -13,6 +13,7 @@ import typer
 
 from darkroom import __version__
 from darkroom.cli.bench import app as bench_commands
+from darkroom.cli.completion import complete_failed, complete_known, complete_unended
 from darkroom.errors import DarkroomError
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", metavar="FILE", help="config.toml; default: $DARKROOM_CONFIG, then ./config.toml."),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", "-r", metavar="DIR", help="The spool, instead of the config's [folders].")
+    Path | None, typer.Option("--root", "-r", metavar="DIR", help="The spool, instead of the config's \\[folders].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 
@@ -112,15 +113,98 @@ def submit(
 
 
 @app.command()
-def status(config: ConfigOption = None, root: RootOption = None, json: JsonOption = False) -> None:
+def status(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Until Ctrl-C; where it is piped, a line for each change.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Say what waits, what runs and how it went; whether a daemon is running or not.
 
     [dim]darkroom status
-    darkroom status --json[/dim]
+    darkroom status --watch          a table that keeps up
+    darkroom status --json | jq .waiting[/dim]
     """
     from darkroom.cli.status import show_status
 
-    show_status(config, root, as_json=json)
+    show_status(config, root, as_json=json, watch=watch)
+
+
+@app.command()
+def logs(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A job's name or id; default: the one that runs, or the last.",
+            autocompletion=complete_known,
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has its verdict.")] = False,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines, as they stand in log.jsonl.")] = False,
+) -> None:
+    """Show what happened to a job: its log.jsonl, while it runs and afterwards.
+
+    [dim]darkroom logs -f
+    darkroom logs cat
+    darkroom logs team/cat --json | jq .event[/dim]
+    """
+    from darkroom.cli.logs import show_logs
+
+    show_logs(name, config, root, follow=follow, as_json=json)
+
+
+@app.command()
+def clean(
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="TIME", help="Remove results older than 30d, 12h, 2w.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option("--keep", metavar="N", min=0, help="Keep the newest N.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", metavar="SIZE", help="Keep the newest that fill no more than 20G, 500M.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="FOLDER", help="done or failed; default: both.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be removed, touch nothing.")] = False,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Remove old results from done/ and failed/; without a rule here, by those of the config.
+
+    Each folder is held to the rules by itself. What darkroom did not make is left alone.
+
+    [dim]darkroom clean --older-than 30d --dry-run
+    darkroom clean --only failed --keep 0
+    darkroom clean --max-size 100G[/dim]
+    """
+    from darkroom.cli.clean import clean as clean_results
+
+    clean_results(
+        config,
+        root,
+        older_than=older_than,
+        keep=keep,
+        max_size=max_size,
+        only=only,
+        dry_run=dry_run,
+        as_json=json,
+    )
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made if need be.")]) -> None:
+    """Make a folder to begin with: a config.toml that explains every key, and the spool. Overwrites nothing.
+
+    [dim]darkroom init ~/darkroom
+    darkroom run --config ~/darkroom/config.toml[/dim]
+    """
+    from darkroom.cli.init import init as init_folder
+
+    init_folder(folder)
 
 
 @app.command()
@@ -152,7 +236,12 @@ def resume(config: ConfigOption = None, root: RootOption = None) -> None:
 
 @app.command()
 def cancel(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="As `darkroom status` shows them, or ids.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME…", help="As `darkroom status` shows them, or ids.", autocompletion=complete_unended
+        ),
+    ],
     config: ConfigOption = None,
     root: RootOption = None,
     json: JsonOption = False,
@@ -169,7 +258,10 @@ def cancel(
 
 @app.command()
 def retry(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Folders in failed/.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="Folders in failed/.", autocompletion=complete_failed),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", "-a", help="All that failed.")] = False,
     config: ConfigOption = None,
     root: RootOption = None,

@@ -26,6 +26,7 @@ from darkroom.spool import (
     Ticket,
     published_name,
     request_in,
+    results,
 )
 from darkroom.spool.ticket import CANCEL, RETRY
 
@@ -54,21 +55,21 @@ def cancel(names: list[str], config_file: Path | None, root: Path | None, *, as_
     """Take jobs out of the inbox, stop those that run. Returns 1 where one of them was not found."""
     spool = existing_spool(config_file, root)
     outcomes = {name: _cancel(spool, name) for name in names}
-    return _tell(outcomes, as_json, lambda: [name for name, _ in (*_waiting(spool), *_running(spool))])
+    return _tell(outcomes, as_json, lambda: [name for name, _ in (*waiting(spool), *running(spool))])
 
 
 def _cancel(spool: Spool, name: str) -> list[str]:
     """What was done. Looked for twice, since a job may pass from the inbox to ``working/`` meanwhile."""
     for _ in range(2):
         done = []
-        for known, path in _waiting(spool):
+        for known, path in waiting(spool):
             if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)):
                 if Path(path).is_dir():
                     spool.disk.remove_tree(path)
                 else:
                     spool.disk.unlink(path)
                 done.append(f"taken out of the inbox: {path}")
-        for known, folder in _running(spool):
+        for known, folder in running(spool):
             if name in (known, folder.name):
                 _write(spool, folder / CANCEL, "")
                 done.append(f"stops at its next step: {folder.name}")
@@ -80,7 +81,7 @@ def _cancel(spool: Spool, name: str) -> list[str]:
 def retry(names: list[str], config_file: Path | None, root: Path | None, *, every: bool, as_json: bool) -> int:
     """Put failed jobs into the inbox again. Returns 1 where one of them was not found."""
     spool = existing_spool(config_file, root)
-    failed = dict(_results(spool.failed))
+    failed = failed_jobs(spool)
     if every == bool(names):
         raise UsageError("name the failed jobs to retry, or say --all")
     wanted = list(failed) if every else names
@@ -131,14 +132,14 @@ def _with_its_pictures(source: Path, folder: Path) -> bytes | None:
 # What there is
 
 
-def _waiting(spool: Spool) -> Iterator[tuple[str, str]]:
+def waiting(spool: Spool) -> Iterator[tuple[str, str]]:
     """Names and paths of the jobs in the inbox."""
     for found in spool.pending():
         if isinstance(found, Arrival):
             yield published_name(found.dropped), found.place
 
 
-def _running(spool: Spool) -> Iterator[tuple[str, Path]]:
+def running(spool: Spool) -> Iterator[tuple[str, Path]]:
     """Names and folders of the jobs in ``working/``."""
     for folder in sorted(spool.working.iterdir()) if spool.working.is_dir() else ():
         ticket = None if folder.name.startswith(".") or not folder.is_dir() else Ticket.load(folder, spool.disk)
@@ -146,15 +147,9 @@ def _running(spool: Spool) -> Iterator[tuple[str, Path]]:
             yield ticket.name, folder
 
 
-def _results(base: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """Names and folders of published jobs, those in groups too."""
-    for folder in sorted(base.iterdir()) if base.is_dir() else ():
-        if folder.name.startswith(".") or folder.is_symlink() or not folder.is_dir():
-            continue
-        if (folder / "result.json").exists():
-            yield prefix + folder.name, folder
-        else:
-            yield from _results(folder, f"{prefix}{folder.name}/")
+def failed_jobs(spool: Spool) -> dict[str, Path]:
+    """Names and folders of what failed, in the order of their names."""
+    return {name: Path(path) for name, path in sorted(results(spool.failed))} if spool.failed.is_dir() else {}
 
 
 def _write(spool: Spool, path: Path, text: str) -> None:

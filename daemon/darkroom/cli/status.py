@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import socket
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from darkroom.cli.units import age, ago, clock, duration, size
 from darkroom.config import load
 from darkroom.errors import UsageError
+from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, holder, is_held
+from darkroom.spool import Spool, holder, is_held, results
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WATCH_S = 1.0
+COUNTING = 10
+"""What lies in the folders is counted anew at most so often that it takes a tenth of the time."""
 
 
-def show_status(config_file: Path | None, root: Path | None, *, as_json: bool) -> None:
-    """Print it. Raises UsageError where there is no spool."""
-    status = gather(existing_spool(config_file, root))
-    if as_json:
-        print(json.dumps(status, ensure_ascii=False))
+def show_status(config_file: Path | None, root: Path | None, *, as_json: bool, watch: bool = False) -> None:
+    """Print it, once or until Ctrl-C. Raises UsageError where there is no spool."""
+    spool = existing_spool(config_file, root)
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(spool, as_json)
+    elif as_json:
+        print(json.dumps(gather(spool), ensure_ascii=False))
     else:
-        _show(status)
+        _console().print(table(gather(spool)))
 
 
 def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
@@ -33,35 +47,39 @@ def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
     return spool
 
 
-def gather(spool: Spool) -> dict[str, Any]:
-    """Everything there is to say, as one object that JSON can hold."""
-    running = is_held(spool.working)
+# What there is
+
+
+def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]:
+    """Everything there is to say, as one object that JSON can hold. ``counts`` saves the counting of files."""
     health = read_health(spool.root)
+    running = is_held(spool.working) or _lives_elsewhere(health)
     return {
         "root": str(spool.root),
         "running": running,
         "holder": holder(spool.working) if running else None,
         "paused": spool.paused(),
         "daemon": asdict(health) if health is not None else None,
-        "waiting": spool.waiting(),
+        **(counts or count(spool)),
         "working": _working(spool.working),
-        "done": _count(spool.done),
-        "failed": _count(spool.failed),
         "free_bytes": spool.free_bytes(),
     }
 
 
-def _count(base: Path) -> int:
-    """Published results, those in groups too."""
-    total = 0
-    if not base.is_dir():
-        return 0
-    with os.scandir(base) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
-                continue
-            total += 1 if Path(entry.path, "result.json").exists() else _count(Path(entry.path))
-    return total
+def count(spool: Spool) -> dict[str, int]:
+    """How much lies in the folders."""
+
+    def published(base: Path) -> int:
+        return sum(1 for _ in results(base)) if base.is_dir() else 0
+
+    return {"waiting": spool.waiting(), "done": published(spool.done), "failed": published(spool.failed)}
+
+
+def _lives_elsewhere(health: Report | None) -> bool:
+    """A lock is not seen on every share; then a daemon on another machine is told by its heartbeat."""
+    if health is None or health.host == socket.gethostname() or health.state == "stopped":
+        return False
+    return health.age_s() < LOST_S
 
 
 def _working(working: Path) -> list[dict[str, Any]]:
@@ -80,28 +98,152 @@ def _working(working: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def _show(status: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+# Watching
 
-    daemon = status["daemon"]
-    state = daemon["state"] if status["running"] and daemon else "not running"
+
+def _watch(spool: Spool, as_json: bool) -> None:
+    console = _console()
+    if as_json or not console.is_terminal:
+        _tell_changes(spool, as_json)
+        return
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for status in _again_and_again(spool):
+            live.update(table(status), refresh=True)
+
+
+def _again_and_again(spool: Spool) -> Iterator[dict[str, Any]]:
+    """The status once a second. A share that goes away for a while is waited for."""
+    counts: dict[str, int] | None = None
+    count_at = 0.0
+    while True:
+        with contextlib.suppress(OSError):
+            begin = time.monotonic()
+            if counts is None or begin >= count_at:
+                counts = count(spool)
+                took = time.monotonic() - begin
+                count_at = begin + COUNTING * took
+            yield gather(spool, counts)
+        time.sleep(WATCH_S)
+
+
+def _tell_changes(spool: Spool, as_json: bool) -> None:
+    """For programs and files: a line each time that something is another than before."""
+    said = None
+    for status in _again_and_again(spool):
+        line = json.dumps(status, ensure_ascii=False) if as_json else summary(status)
+        if line != said:
+            print(line, flush=True)
+            said = line
+
+
+def summary(status: dict[str, Any]) -> str:
+    """All that matters in one line."""
+    state, why = _state(status)
+    jobs = [f"{job.get('name', job['id'])} {_progress(job)}".strip() for job in status["working"]]
+    parts = [
+        state + (f" ({why})" if why else ""),
+        f"{status['waiting']:,} waiting",
+        *jobs,
+        f"{status['done']:,} done",
+        f"{status['failed']:,} failed",
+    ]
+    return ", ".join(parts)
+
+
+# For people
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def table(status: dict[str, Any]) -> RenderableType:
+    """All of it, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    daemon = status["daemon"] or {}
+    state, why = _state(status)
     colour = {"idle": "green", "working": "green", "paused": "yellow"}.get(state, "red")
-    table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]darkroom[/bold]", f"[{colour}]{state}[/{colour}]")
-    if status["running"] and daemon and daemon["why"]:
-        table.add_row("", escape(daemon["why"]))
-    elif status["paused"]:
-        table.add_row("", "paused: `darkroom resume` goes on")
-    table.add_row("spool", escape(status["root"]))
-    table.add_row("waiting", str(status["waiting"]))
+    since = f"  for {duration(age(daemon['since']))}" if status["running"] and daemon else ""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column(overflow="fold")
+    rows.add_row(Text("darkroom", "bold"), Text.assemble((state, colour), (since, "dim")))
+    if why:
+        rows.add_row("", Text(why, "yellow"))
+    rows.add_row("spool", Text(status["root"]))
+    rows.add_row("waiting", f"{status['waiting']:,}")
     for job in status["working"]:
-        progress = f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"
-        table.add_row("working", f"{escape(job.get('name', job['id']))}  {progress}" if "step" in job else job["id"])
+        rows.add_row("working", Text.assemble((job.get("name", job["id"]), "bold"), f"  {_progress(job)}"))
         for fallback in job.get("fallbacks", []):
-            table.add_row("", f"[yellow]↓[/yellow] {escape(fallback['rung'])}: {escape(fallback['because'])}")
-    table.add_row("done", str(status["done"]))
-    table.add_row("failed", f"[red]{status['failed']}[/red]" if status["failed"] else "0")
-    table.add_row("free space", f"{status['free_bytes'] / 2**30:.1f} GiB")
-    Console(highlight=False).print(table)
+            rows.add_row("", Text.assemble(("↓ ", "yellow"), f"{fallback['rung']}: {fallback['because']}"))
+    failed = Text(f"{status['failed']:,}", "red" if status["failed"] else "")
+    rows.add_row("done", f"{status['done']:,}")
+    rows.add_row("failed", failed)
+    for number, recent in enumerate(daemon.get("recent", ())):
+        rows.add_row("last" if number == 0 else "", _verdict(recent))
+    total = daemon.get("total_bytes")
+    rows.add_row("free space", size(status["free_bytes"]) + (f" of {size(total)}" if total else ""))
+    for what, said in (("memory", _memory(daemon)), ("mishaps", _mishaps(daemon))):
+        if said and status["running"]:
+            rows.add_row(what, said)
+    return rows
+
+
+def _state(status: dict[str, Any]) -> tuple[str, str | None]:
+    """In a word, and why."""
+    daemon = status["daemon"]
+    if status["running"]:
+        return (daemon["state"], daemon["why"]) if daemon else ("starting", None)
+    if status["paused"]:
+        return "not running", "paused: `darkroom resume` goes on"
+    if daemon and daemon["state"] != "stopped":
+        return "not running", f"it ended without a word; its last sign of life was {ago(daemon['updated_at'])}"
+    return "not running", None
+
+
+def _progress(job: dict[str, Any]) -> str:
+    """``picture 2 of 4, step 12 of 30, 3.1 steps/s, 1:20 left``."""
+    if "step" not in job:
+        return ""
+    parts = [f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"]
+    if job.get("steps_per_s"):
+        parts.append(f"{job['steps_per_s']:.1f} steps/s")
+    if job.get("seconds_left") is not None:
+        parts.append(f"{clock(job['seconds_left'])} left")
+    return ", ".join(parts)
+
+
+def _verdict(recent: dict[str, Any]) -> Any:
+    from rich.text import Text
+
+    done = recent["status"] == "done"
+    pictures = "1 picture" if recent["pictures"] == 1 else f"{recent['pictures']} pictures"
+    told = f"{pictures}, {duration(recent['seconds'])}" if done else str(recent["reason"])
+    mark = ("✓ ", "green") if done else ("✗ ", "red")
+    return Text.assemble(mark, recent["name"], (f"  {told}, {ago(recent['finished_at'])}", "dim"))
+
+
+def _memory(daemon: dict[str, Any]) -> str:
+    parts = []
+    for key, what in (("engine_memory", "engine"), ("memory", "daemon")):
+        if daemon.get(f"{key}_bytes"):
+            peak = daemon.get(f"{key}_peak_bytes")
+            parts.append(f"{what} {size(daemon[f'{key}_bytes'])}" + (f" (at most {size(peak)})" if peak else ""))
+    return ", ".join(parts)
+
+
+def _mishaps(daemon: dict[str, Any]) -> str:
+    """What went wrong and was overcome since the daemon was started."""
+    names = {
+        "engine_restarts": "engine restarts",
+        "fallbacks": "steps down in memory",
+        "missed_events": "missed notifications",
+        "untold": "verdicts that nobody could be told",
+    }
+    return ", ".join(f"{daemon[key]:,} {name}" for key, name in names.items() if daemon.get(key))

@@ -76,7 +76,7 @@ def submit_jobs(
         raise UsageError("--name is for one job, and must be a plain file name without slashes")
     fields = with_pictures(dict(_setting(text) for text in settings), beside(Path()))
     fields |= {field: read_picture(path) for field, path in pictures.items()}
-    prepared = [_prepare(job, fields, name) for job in jobs]
+    prepared = [_prepare(job, fields, name, named_after_prompt=config.log.prompts) for job in jobs]
     for label, data in prepared:
         _validate(label, data, config)
     dropped = [drop(spool, label, data) for label, data in prepared]
@@ -99,14 +99,18 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, bytes]:
-    """A job's name and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside."""
+def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_prompt: bool) -> tuple[str, bytes]:
+    """A job's name and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside.
+
+    Names stand in the logs: where prompts may not, a job is not named after its own.
+    """
     path = Path(job)
     if path.is_dir():
         file = next((path / leaf for leaf in JOBS_OF_FOLDERS if (path / leaf).is_file()), None)
         if file is None:
             raise UsageError(f"{job}: this folder holds no {' and no '.join(JOBS_OF_FOLDERS)}")
-        return _prepare(str(file), fields, name or path.resolve().name)
+        name = name or path.resolve().name
+        return _prepare(str(file), fields, name, named_after_prompt=named_after_prompt)
     if is_job(job):
         try:
             data = path.read_bytes()
@@ -129,7 +133,7 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
             whole = {**whole, **fields}
         return name or path.stem, data if whole == value else _json(whole)
     data = _json({"prompt": job, **fields})
-    return name or slug(job)[:40].strip("-._") or "job", data
+    return name or (slug(job)[:40].strip("-._") if named_after_prompt else "") or "job", data
 
 
 def _json(fields: dict[str, Any]) -> bytes:

@@ -217,7 +217,7 @@ class Pipeline:
         )
 
     def weights(self, denoiser: str) -> dict[str, int]:
-        """Bytes of the text encoders, of the part of that name, and of the VAE as it is used, with who looks at its pictures."""
+        """Bytes of the text encoders, of the part of that name, and of the VAE and what looks at its pictures."""
         size = self.sizes.get
         return {
             "texts": sum(size(name, 0) for name in self.text_encoder_names),

@@ -20,6 +20,7 @@ from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineErr
 from darkroom.events import Alive, Event, Loaded
 from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
 from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.processes import resident_bytes
 
 ALIVE_S = 0.1
 """How often ``run`` yields while the engine is silent, in seconds."""
@@ -52,20 +53,23 @@ class LocalExecutor:
 
     def start(self) -> None:
         """Start the child if there is none, or if it has done its share, without waiting for it."""
-        most = self._config.engine.recycle_after_jobs
-        if self._child is not None and self._child.alive() and not 0 < most <= self._child.jobs:
+        if self._child is not None and self._child.alive() and not self._worn(self._child):
             return
         self.close()
         self._child = _Child(Setup(self._engine, self._config))
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
+        changes = self._child is not None and self._child.model not in (None, job.model)
+        if changes and self._config.engine.recycle_on_model_change:
+            self.close()
         self.start()
         child = self._child
         assert child is not None
         over = False
         try:
             child.jobs += 1
+            child.model = job.model
             child.send(Work(job, skip, dict(images)))
             silent_since = time.monotonic()
             while not over:
@@ -99,6 +103,14 @@ class LocalExecutor:
         finally:
             if not over:
                 self._interrupt(child)
+
+    def _worn(self, child: _Child) -> bool:
+        """Whether it has done so many jobs, or fills so much memory, that a fresh one is better."""
+        most = self._config.engine.recycle_after_jobs
+        limit = self._config.engine.recycle_above_bytes
+        if 0 < most <= child.jobs:
+            return True
+        return limit > 0 and child.jobs > 0 and (resident_bytes(child.process.pid) or 0) > limit
 
     def close(self) -> None:
         """End the child."""
@@ -145,6 +157,8 @@ class _Child:
                 env=_ENVIRONMENT | os.environ,
             )
         self.jobs = 0
+        self.model: str | None = None
+        """That of the last job."""
         self.pipe: Connection = Connection(ours.detach())
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._reader = threading.Thread(target=self._read, name="engine-output", daemon=True)

@@ -28,6 +28,7 @@ from darkroom.spool.names import (
     slug,
     timestamp,
 )
+from darkroom.spool.results import results
 from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
 from darkroom.spool.ticket import State, Ticket
 
@@ -63,6 +64,7 @@ __all__ = [
     "read",
     "request_in",
     "request_name",
+    "results",
     "slug",
     "timestamp",
 ]

@@ -17,6 +17,7 @@ from darkroom.job import ErrorReport, Result
 from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
 from darkroom.spool.embedded import is_too_large, most_with_pictures
+from darkroom.spool.fingerprint import Fingerprint
 from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival, Oddity
 from darkroom.spool.lock import Lock
@@ -264,7 +265,7 @@ class Spool:
 
     # Recover
 
-    def recover(self, published: Callable[[Path], object] = lambda _: None) -> Iterator[Ticket]:
+    def recover(self, published: Callable[[Path, Verdict], object] = lambda *_: None) -> Iterator[Ticket]:
         """What an earlier daemon left in ``working/``, oldest first. Call with the lock held and no engine alive.
 
         A folder without a request is removed (its file is still in the inbox); one whose verdict was written is
@@ -279,7 +280,7 @@ class Spool:
                 continue
             verdict = _written_verdict(folder)
             if verdict is not None:
-                published(self._retire(str(folder), verdict))
+                published(self._retire(str(folder), verdict), verdict)
                 continue
             ticket = Ticket.load(folder, self.disk)
             yield ticket or self._adopt(folder)
@@ -288,9 +289,7 @@ class Spool:
         """A request whose origin was lost keeps its folder's name."""
         request = request_in(folder)
         assert request is not None
-        arrival = Arrival(
-            f"{folder.name}{request[request.rindex('.') :]}", request, inbox_folder.Fingerprint.of(os.lstat(request))
-        )
+        arrival = Arrival(f"{folder.name}{request[request.rindex('.') :]}", request, Fingerprint.of(os.lstat(request)))
         origin = Origin.of(arrival).model_dump_json().encode()
         self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)

@@ -49,6 +49,11 @@ SHEET = "contact-sheet.jpg"
 CANCEL = "cancel"
 ATTEMPT = "attempt."
 
+MOST_LOG_BYTES = 1 << 20
+"""log.jsonl is not let grow beyond that, but for a job's last words."""
+MOST_TEXT = 1000
+"""So many characters of a text stand in it."""
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".webp")
 
 
@@ -127,6 +132,10 @@ class Attempt(BaseModel):
     ended: Literal["engine-died", "engine-stalled"] | None = None
 
 
+def _cut(value: Any) -> Any:
+    return f"{value[:MOST_TEXT]}…" if isinstance(value, str) and len(value) > MOST_TEXT else value
+
+
 @dataclass(eq=False)
 class Ticket:
     """A claimed job. ``name`` is what its results will be called, before any ``~2``; ``place`` its folder's path."""
@@ -140,6 +149,8 @@ class Ticket:
     """Claimed by this daemon: nothing but request and origin were in its folder, so nothing else is looked for."""
     _lines: list[bytes] = field(default_factory=list, repr=False)
     """Of log.jsonl, not written yet."""
+    _logged: int | None = field(default=None, repr=False)
+    """How many bytes log.jsonl has, with those lines; None until the first."""
     _attempts: dict[int, Attempt] | None = field(default=None, repr=False)
     """By number, from 1. Only this daemon changes them, so they are read once."""
 
@@ -297,9 +308,26 @@ class Ticket:
 
     # For people who look on
 
-    def log(self, event: str, fields: Mapping[str, Any]) -> None:
-        """A line of log.jsonl, which ``write_log`` writes with the others since."""
-        self._lines.append(strict_json.line({"time": timestamp(), "event": event, **fields}) + b"\n")
+    def log(self, event: str, fields: Mapping[str, Any], *, last: bool = False) -> None:
+        """A line of log.jsonl, which ``write_log`` writes with the others since. ``last`` is written however many."""
+        if self._logged is None:
+            self._logged = 0 if self.fresh else self._log_size()
+        if self._logged > MOST_LOG_BYTES and not last:
+            return
+        said = {key: _cut(value) for key, value in fields.items()}
+        self._add_line({"time": timestamp(), "event": event, "id": self.id, **said})
+        if self._logged > MOST_LOG_BYTES and not last:
+            self._add_line({"time": timestamp(), "event": "log.full", "id": self.id, "bytes": MOST_LOG_BYTES})
+
+    def _add_line(self, said: dict[str, Any]) -> None:
+        self._lines.append(strict_json.line(said) + b"\n")
+        self._logged = (self._logged or 0) + len(self._lines[-1])
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(self.at(LOG)).st_size
+        except OSError:
+            return 0
 
     def write_log(self) -> None:
         """Add to log.jsonl what was logged since. Raises StorageTrouble, then nothing is forgotten.
