@@ -85,7 +85,9 @@ class Darkroom:
         return found
 
     def names(self, folder: str) -> list[str]:
-        return sorted(path.name for path in (self.root / folder).iterdir() if not path.name.startswith("."))
+        """What lies there, but for what is hidden and the page of all results."""
+        found = (path.name for path in (self.root / folder).iterdir())
+        return sorted(name for name in found if not name.startswith(".") and name != "index.html")
 
 
 @pytest.fixture

@@ -105,9 +105,11 @@ class Loop:
         self.work.catalog = Catalog(config.models)
         self.work.known = None
         self.spool.limits = config.limits
-        local = self.guard.local
-        self.intake.settle_s = config.intake.settle_s if local else config.intake.network_settle_s
-        self.intake.rescan_s = config.intake.rescan_s if local else config.intake.network_rescan_s
+        times = config.intake
+        if self.guard.local:
+            self.intake.configure(times.settle_s, times.rescan_s)
+        else:
+            self.intake.configure(times.network_settle_s, times.network_rescan_s)
         self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
         if config.output.page != (self.page is not None):
             self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None

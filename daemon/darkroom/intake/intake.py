@@ -112,6 +112,11 @@ class Intake:
             settle_s=self.settle_s,
         )
 
+    def configure(self, settle_s: float, rescan_s: float) -> None:
+        """Other times from now on."""
+        self.settle_s = self._judging.settle_s = settle_s
+        self.rescan_s = rescan_s
+
     # Looking
 
     def hint(self, path: str | None = None) -> None:
