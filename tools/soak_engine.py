@@ -63,10 +63,10 @@ class Hook(BaseHTTPRequestHandler):
 
 
 def job(number: int, chance: random.Random) -> dict[str, object]:
-    side = chance.choice((64, 64, 80, 96))
-    prompt = " ".join(chance.choices(WORDS, k=chance.choice((3, 8, 20, 120))))
-    fields: dict[str, object] = {"prompt": prompt, "steps": chance.randint(2, 4), "width": side, "height": 64}
-    fields["count"] = chance.choice((1, 1, 1, 2))
+    side = chance.choice((64, 64, 64, 80))
+    prompt = " ".join(chance.choices(WORDS, k=chance.choice((1, 2, 4, 40))))
+    fields: dict[str, object] = {"prompt": prompt, "steps": chance.randint(1, 3), "width": side, "height": 64}
+    fields["count"] = chance.choice((1, 1, 1, 1, 2))
     fields["sampler"] = chance.choice(("Euler", "Euler a", "DPM++ 2M", "DDIM"))
     return fields | ({"promt": "x"} if number % 50 == 49 else {})
 

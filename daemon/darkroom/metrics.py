@@ -31,7 +31,8 @@ class Metrics:
     def __init__(self, health: Health) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter and histogram, which nobody asks for
+        # Else there is a gauge beside each counter and histogram, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
 
