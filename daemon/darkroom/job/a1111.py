@@ -104,9 +104,8 @@ def _take_hires_and_strength(fields: dict[str, Any], take: Take, errors: list[Fi
             "steps": fields.get("hr_second_pass_steps") or None,
         }
         take("hires", hires, "enable_hr")
-    elif pictured or isinstance(strength, bool) or strength not in NEUTRAL_STRENGTHS:
-        if strength is not None:
-            take("strength", strength, "denoising_strength")
+    elif strength is not None and (pictured or isinstance(strength, bool) or strength not in NEUTRAL_STRENGTHS):
+        take("strength", strength, "denoising_strength")
 
 
 def _number(value: Any, default: float) -> Any:
