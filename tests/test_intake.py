@@ -29,7 +29,7 @@ class Clock:
 class Desk:
     """An intake with a clock of its own."""
 
-    def __init__(self, darkroom: Darkroom, window: int = WINDOW) -> None:
+    def __init__(self, darkroom: Darkroom, window: int = WINDOW, settle_s: float = 10) -> None:
         self.spool: Spool = darkroom.spool()
         self.spool.open()
         self.clock = Clock()
@@ -39,21 +39,19 @@ class Desk:
             self.spool,
             judge=self.judge,
             report=lambda name, why: self.left.append((name, why)),
-            settle_s=10,
+            settle_s=settle_s,
             rescan_s=5,
             clock=self.clock,
             window=window,
         )
 
     def judge(self, name: str, data: bytes | None) -> None:
+        """A job by its JSON alone; needs nothing else."""
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:
             raise PermissionError(errno.EACCES, "Permission denied")
         parse(data)
-
-    def settle(self, seconds: float) -> None:
-        self.intake.settle_s = seconds
 
     def after(self, seconds: float) -> Desk:
         self.clock.now += seconds

@@ -22,6 +22,7 @@ from darkroom.events import Event
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
 from darkroom.output import encode
+from test_intake import Desk
 from test_loop import Running, until
 
 
@@ -181,15 +182,13 @@ def test_a_folder_with_other_jobs_is_a_queue_whatever_they_are_called(house: Dar
 
 
 def test_an_urgent_folder_goes_first(house: Darkroom) -> None:
-    house.drop("a.json", JOB)
-    house.drop("!z/x.png", PNG)
-    house.drop("!z/job.json", {**JOB, "init_image": "x.png"})
-    time.sleep(0.1)
-    loop = house.loop(once=True)
-    loop.intake.settle_s = 0.1
-    loop.run()
-    claimed = [fields["name"] for fields in house.log.of("job.claimed")]
-    assert sorted(claimed) == ["!z", "a"]
+    desk = Desk(house)
+    for name in ("a.json", "!z/job.json", "b/job.json"):
+        house.drop(name, JOB)
+    assert desk.after(0).taken() == ["a.json"]  # the others rest for a second
+    (house.inbox / "a.json").unlink()
+    house.drop("c.json", JOB)
+    assert desk.after(2).taken() == ["!z/job.json", "b/job.json", "c.json"]
 
 
 def test_a_folder_is_taken_when_all_that_it_names_has_arrived(house: Darkroom) -> None:

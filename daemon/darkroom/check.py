@@ -14,8 +14,9 @@ from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
+from darkroom.given import Base, find
 from darkroom.job import resolve
-from darkroom.spool import Spool, holder, read
+from darkroom.spool import Spool, holder
 
 DEVICE_TIMEOUT_S = 120.0
 
@@ -32,9 +33,11 @@ class Finding:
 def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
     """What is wrong with a job file, a line each; empty if it can be run here."""
     spool = Spool(config.folders, config.limits)
-    most_bytes = spool.most_bytes(path.name)
     try:
-        resolve(dropped.read(path.name, read(str(path), most_bytes), most_bytes), config, catalog, "checked")
+        request = dropped.read(path.name, spool.read(str(path)), spool.most_bytes(path.name))
+        found = find(request, Base(path.parent, job=path.name), config.limits)
+        found.refuse()
+        resolve(request, config, catalog, "checked", found.given)
     except DarkroomError as error:
         return [str(fault) for fault in error.errors] or [error.message]
     except OSError as error:

@@ -13,11 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
 from darkroom.catalog import Catalog
+from darkroom.cli.embed import beside, read_picture, with_pictures
 from darkroom.config import Config, load
 from darkroom.errors import InvalidRequest, JobError, StorageTrouble, UsageError
+from darkroom.given import find
 from darkroom.health import read as read_health
 from darkroom.job import parse, resolve
-from darkroom.spool import Disk, Spool, is_held, is_job, is_picture, is_plain, new_id, published_name, slug
+from darkroom.spool import (
+    JOBS_OF_FOLDERS,
+    Disk,
+    Spool,
+    is_held,
+    is_job,
+    is_picture,
+    is_plain,
+    new_id,
+    published_name,
+    slug,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -40,9 +53,19 @@ class _Dropped:
 
 
 def submit_jobs(
-    jobs: list[str], config_file: Path | None, root: Path | None, *, settings: list[str], name: str | None, wait: bool
+    jobs: list[str],
+    config_file: Path | None,
+    root: Path | None,
+    *,
+    settings: list[str],
+    pictures: dict[str, Path],
+    name: str | None,
+    wait: bool,
 ) -> int:
-    """Returns the exit code. Raises UsageError before anything is dropped, if one of the jobs is not valid."""
+    """``pictures`` are those to begin with, by their field. Returns the exit code.
+
+    Raises UsageError before anything is dropped, if one of the jobs is not valid.
+    """
     config = load(config_file, root=root)
     spool = Spool(config.folders, config.limits)
     if not spool.inbox.is_dir():
@@ -51,11 +74,12 @@ def submit_jobs(
         )
     if name is not None and (len(jobs) != 1 or not is_plain(name)):
         raise UsageError("--name is for one job, and must be a plain file name without slashes")
-    fields = dict(_setting(text) for text in settings)
+    fields = with_pictures(dict(_setting(text) for text in settings), beside(Path()))
+    fields |= {field: read_picture(path) for field, path in pictures.items()}
     prepared = [_prepare(job, fields, name) for job in jobs]
     for label, data in prepared:
         _validate(label, data, config)
-    dropped = [_drop(spool, label, data) for label, data in prepared]
+    dropped = [drop(spool, label, data) for label, data in prepared]
     if not wait:
         for job in dropped:
             print(job.path)
@@ -76,8 +100,13 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, bytes]:
-    """A job's name and content, from a file, from a picture's recipe, or from a prompt."""
+    """A job's name and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside."""
     path = Path(job)
+    if path.is_dir():
+        file = next((path / leaf for leaf in JOBS_OF_FOLDERS if (path / leaf).is_file()), None)
+        if file is None:
+            raise UsageError(f"{job}: this folder holds no {' and no '.join(JOBS_OF_FOLDERS)}")
+        return _prepare(str(file), fields, name or path.resolve().name)
     if is_job(job):
         try:
             data = path.read_bytes()
@@ -89,15 +118,16 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
             from darkroom.cli.recipe import recipe_of  # brings Pillow
 
             data = _json(recipe_of(job, data))
+        try:
+            value = strict_json.parse(strict_json.decode(data)).value
+        except strict_json.JSONFault as fault:
+            raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
+        if fields and not isinstance(value, dict):
+            raise UsageError(f"{job}: a job is a JSON object")
+        whole = with_pictures(value, beside(path.parent))
         if fields:
-            try:
-                value = strict_json.parse(strict_json.decode(data)).value
-            except strict_json.JSONFault as fault:
-                raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
-            if not isinstance(value, dict):
-                raise UsageError(f"{job}: a job is a JSON object")
-            data = _json({**value, **fields})
-        return name or path.stem, data
+            whole = {**whole, **fields}
+        return name or path.stem, data if whole == value else _json(whole)
     data = _json({"prompt": job, **fields})
     return name or slug(job)[:40].strip("-._") or "job", data
 
@@ -108,7 +138,10 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 def _validate(label: str, data: bytes, config: Config) -> None:
     try:
-        resolve(parse(data), config, Catalog(config.models), "checked")
+        request = parse(data)
+        found = find(request, None, config.limits)
+        found.refuse()
+        resolve(request, config, Catalog(config.models), "checked", found.given)
     except InvalidRequest as error:
         lines = [f"{label}: {fault}" for fault in error.errors] or [f"{label}: {error.message}"]
         raise UsageError("\n".join(lines)) from None
@@ -116,7 +149,7 @@ def _validate(label: str, data: bytes, config: Config) -> None:
         raise UsageError(f"{label}: {error.message}") from None
 
 
-def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
+def drop(spool: Spool, name: str, data: bytes) -> _Dropped:
     """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
     disk = spool.disk
     hidden = spool.inbox / f".{new_id(name)}.tmp"
@@ -125,7 +158,7 @@ def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
         inode = hidden.stat().st_ino
         path = reveal(disk, hidden, spool.inbox / name, ".json")
         disk.unlink(hidden)
-        disk.sync_folder(spool.inbox)
+        disk.sync_folder(path.parent)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
     return _Dropped(published_name(path.name), path, inode)

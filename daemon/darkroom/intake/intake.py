@@ -15,26 +15,21 @@ round and round; beyond it a file costs its name, once a scan. Names that begin 
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from darkroom.errors import InvalidRequest, Unfinished
-from darkroom.intake.beside import Beside
 from darkroom.intake.candidate import Candidate, Is, Needs
+from darkroom.intake.judging import Judging
+from darkroom.intake.waiting import Waiting
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
     MAX_FOLDER_DEPTH,
-    PUBLISHED,
     Arrival,
-    Fingerprint,
     Oddity,
     Spool,
-    fingerprint,
     is_candidate,
-    is_picture,
     is_temporary,
     is_urgent,
     look_at,
@@ -53,12 +48,6 @@ JUDGE_SHARE = 30
 SLICE_S = 0.02
 """How long a scan goes on at a time."""
 
-UNFINISHED_LOOK_S = 0.2
-UNREADABLE_RETRY_S = 5.0
-
-REST_SHARE = 10
-"""A job with pictures is taken when nothing of it has changed for this part of the settle time."""
-
 UNDER_WAY_S = 0.5
 """A notification may be this late before its file counts as one that nobody told of."""
 
@@ -71,17 +60,14 @@ MOST_REPORTED = 10_000
 _NAMES_BETWEEN_CLOCKS = 200
 
 
-_Entry = tuple[tuple[bool, int, str], int, Candidate]
-"""Where a candidate stands in the order; the number keeps candidates from being compared."""
-
-
 @dataclass
 class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
     ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one, and returns what the job needs besides, if anything. ``report`` is called once for each thing that is left in the
-    inbox, with its name and the reason. Only ``hint`` may be called from another thread.
+    what is no job, Unfinished for what may yet become one, and returns what the job begins with, if anything.
+    ``report`` is called once for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may
+    be called from another thread.
     """
 
     spool: Spool
@@ -92,22 +78,12 @@ class Intake:
     clock: Callable[[], float] = time.monotonic
     window: int = WINDOW
 
-    _files: dict[str, Candidate] = field(default_factory=dict)
-    _order: list[_Entry] = field(default_factory=list)
-    _pushed: int = 0
-    _new: deque[Candidate] = field(default_factory=deque)
-    _unfinished: list[Candidate] = field(default_factory=list)
-    _hopeless: deque[Candidate] = field(default_factory=deque)
-    _beside: Beside = field(default_factory=Beside)
-    _stirred: dict[str, float] = field(default_factory=dict)
-    """When something was last seen to come or change in a folder of the inbox."""
     _reported: dict[str, tuple[str, int]] = field(default_factory=dict)
     """What was said of which name, and the last scan that would say it again."""
 
     _hints: deque[str] = field(default_factory=deque)
     _hinted: bool = True
     _scan: Iterator[None] | None = None
-    _scans: int = 0
     _scan_cost_s: float = 0.0
     _earliest_scan: float = 0.0
     _next_scan: float = 0.0
@@ -118,14 +94,23 @@ class Intake:
     """Where the last choice ended, of urgent files and of others."""
     _beyond: int = 0
     """How many files the last scan found beyond the window."""
-    _unreadable_in_a_row: int = 0
-    """How many files were looked into since one could be read."""
 
     unannounced: int = 0
     """How many files a scan found that had been there for a while, and no hint had led to them."""
 
     _next_judging: float = 0.0
-    _next_unfinished_look: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._waiting = Waiting(self.clock)
+        self._judging = Judging(
+            self.spool,
+            self._waiting,
+            judge=self.judge,
+            report=self._report,
+            all_known=lambda: self._complete and not self._waiting.new and not self._beyond,
+            clock=self.clock,
+            settle_s=self.settle_s,
+        )
 
     # Looking
 
@@ -156,69 +141,64 @@ class Intake:
             self._scan = self._scanning(now, surprising=not hinted and self._complete and not self._beyond)
         if self._scan is not None:
             self._go_on_scanning()
-        if self._unfinished and now >= self._next_unfinished_look:
-            self._look_at_unfinished(now)
+        if self._judging.unfinished and now >= self._judging.next_look:
+            self._judging.look_at_unfinished(now)
 
     def wait_s(self) -> float:
         """How many seconds one may sleep before there is something to do here, hints aside."""
-        if self._hopeless or self._hints or self._scan is not None:
+        if self._judging.hopeless or self._hints or self._scan is not None:
             return 0.0
         due = self._scan_due()
-        if self._new:
+        if self._waiting.new:
             due = min(due, self._next_judging)
-        if self._unfinished:
-            due = min(due, self._next_unfinished_look)
+        if self._judging.unfinished:
+            due = min(due, self._judging.next_look)
         return max(0.0, due - self.clock())
 
     @property
     def kept(self) -> int:
         """How many files are kept in order: three windows full at most, urgent and unfinished ones included."""
-        return len(self._files)
+        return len(self._waiting)
 
     @property
     def waiting(self) -> int:
         """How many files wait; beyond the window, as of the last scan."""
-        return len(self._files) + self._beyond
+        return len(self._waiting) + self._beyond
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits that will be taken or refused in time: what cannot be read does not count."""
         busy = self._hinted or self._hints or self._scan is not None or self._has_more_beyond
-        return not busy and all(file.state is Is.UNREADABLE for file in self._files.values())
+        return not busy and all(file.state is Is.UNREADABLE for file in self._waiting.files.values())
 
     # Giving
 
     @property
     def has_news(self) -> bool:
         """Whether ``refused`` has something to do."""
-        return bool(self._hopeless) or bool(self._new and self.clock() >= self._next_judging)
+        return bool(self._judging.hopeless) or bool(self._waiting.new and self.clock() >= self._next_judging)
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
         """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
         begin = self.clock()
-        if self._new and begin >= self._next_judging:
-            while self._new and self.clock() < begin + budget_s:
-                candidate = self._new.popleft()
-                if self._is_here(candidate) and candidate.state is Is.NEW:
-                    self._examine(candidate)
+        if self._waiting.new and begin >= self._next_judging:
+            for candidate in self._waiting.still_new():
+                self._judging.examine(candidate)
+                if self.clock() >= begin + budget_s:
+                    break
             end = self.clock()
             self._next_judging = end + JUDGE_SHARE * (end - begin)
-        while self._hopeless:
-            candidate = self._hopeless.popleft()
-            if self._is_here(candidate) and candidate.state is Is.HOPELESS:
+        while self._judging.hopeless:
+            candidate = self._judging.hopeless.popleft()
+            if self._waiting.has(candidate) and candidate.state is Is.HOPELESS:
                 yield self._leaving(candidate)
 
     def take(self) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed."""
-        while self._complete and self._order:
-            order, _, candidate = heapq.heappop(self._order)
-            if not self._is_here(candidate) or order != candidate.arrival.order:
-                continue
-            if self._changed(candidate, self.clock()):
-                continue
-            if candidate.state is Is.NEW:
-                self._examine(candidate)
-            if candidate.state is Is.READY and not self._waits_again(candidate):
+        if not self._complete:
+            return None
+        for candidate in self._waiting.in_turn():
+            if not self._waiting.changed(candidate, self.clock()) and self._judging.is_ready(candidate):
                 return self._leaving(candidate)
         return None
 
@@ -226,76 +206,26 @@ class Intake:
         """The file waits no longer; its pictures go with it, if no other job that waits names them."""
         arrival = candidate.arrival
         if candidate.needs is not None and not arrival.whole_folder:
-            while self._new:  # any of them may name the same pictures
-                other = self._new.popleft()
-                if self._is_here(other) and other.state is Is.NEW:
-                    self._examine(other)
-            arrival = arrival._replace(takes=() if self._beyond else self._beside.only_of(arrival.name))
+            for other in self._waiting.still_new():  # any of them may name the same pictures
+                self._judging.examine(other)
+            arrival = arrival._replace(takes=() if self._beyond else self._waiting.beside.only_of(arrival.name))
             for name in arrival.takes:
-                self._files.pop(name, None)
-        self._forget(arrival.name)
+                self._waiting.files.pop(name, None)
+        self._waiting.forget(arrival.name)
         return arrival
-
-    # The files that are known
-
-    def _is_here(self, candidate: Candidate) -> bool:
-        return self._files.get(candidate.arrival.name) is candidate
-
-    def _forget(self, name: str) -> None:
-        """A file is gone, or its turn has come. A picture that it alone named is a file like any other again."""
-        del self._files[name]
-        self._let_go_of_pictures(name)
-
-    def _let_go_of_pictures(self, name: str) -> None:
-        for picture in self._beside.forget(name):
-            candidate = self._files.get(picture)
-            if candidate is not None and candidate.state is Is.BESIDE:
-                candidate.state = Is.NEW
-                candidate.since = self.clock()
-                self._new.append(candidate)
-                self._queue(candidate)
-
-    def _add(self, arrival: Arrival, now: float) -> None:
-        folder = arrival.name.rpartition("/")[0]
-        if folder:
-            self._stirred[folder] = now
-        candidate = Candidate(arrival, now, self._scans)
-        self._files[arrival.name] = candidate
-        self._queue(candidate)
-        self._new.append(candidate)
-
-    def _queue(self, candidate: Candidate) -> None:
-        self._pushed += 1
-        heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
-
-    def _changed(self, candidate: Candidate, now: float) -> bool:
-        """Whether the file is gone, or another than it was: then it stands in the order anew."""
-        old = candidate.arrival
-        found: Arrival | Oddity | None
-        if old.whole_folder:
-            found = look_at(old.name, old.path)
-        else:
-            there = fingerprint(old.path)
-            found = None if there is None else old._replace(fingerprint=there)
-        if found == old:
-            return False
-        self._forget(old.name)
-        if isinstance(found, Arrival):
-            self._add(found, now)
-        return True
 
     # Scanning
 
     def _scan_due(self) -> float:
         """When the next scan is to begin."""
-        if self._has_more_beyond and len(self._files) - len(self._unfinished) < self.window // 2:
-            return self._earliest_scan if self._files else 0.0
+        if self._has_more_beyond and len(self._waiting) - len(self._judging.unfinished) < self.window // 2:
+            return self._earliest_scan if self._waiting else 0.0
         return self._earliest_scan if self._hinted else self._next_scan
 
     @property
     def _has_more_beyond(self) -> bool:
         """Whether files wait beyond the window of which some may be readable."""
-        return self._beyond > 0 and self._unreadable_in_a_row < self.waiting
+        return self._beyond > 0 and self._judging.unreadable_in_a_row < self.waiting
 
     def _go_on_scanning(self) -> None:
         """One slice of the scan. Raises OSError where the inbox cannot be read: that ends it."""
@@ -320,8 +250,8 @@ class Intake:
 
     def _scanning(self, now: float, surprising: bool) -> Iterator[None]:
         """A scan; stops now and then, to be gone on with. ``surprising``: all there is should be known already."""
-        self._scans += 1
-        number = self._scans
+        self._waiting.scans += 1
+        number = self._waiting.scans
         if self._beyond:
             self._make_room()
         choices = {urgent: Choice(self._room(urgent), self._after[urgent]) for urgent in (True, False)}
@@ -334,7 +264,7 @@ class Intake:
             name, entry = found
             if name in self._reported:
                 self._report(name, self._reported[name][0])
-            candidate = self._files.get(name)
+            candidate = self._waiting.files.get(name)
             if candidate is not None:
                 self._see(candidate, entry.inode(), now)
             elif is_candidate(entry):
@@ -344,20 +274,18 @@ class Intake:
         for urgent, choice in choices.items():
             yield from self._admit(choice, urgent, now, surprising)
         self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
-        for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
-            self._forget(gone)
-        self._stirred = {folder: at for folder, at in self._stirred.items() if at > now - self.settle_s}
+        self._waiting.end_scan(now - self.settle_s)
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
 
     def _see(self, candidate: Candidate, inode: int, now: float) -> None:
         """A scan came by a file that is known."""
-        candidate.scan = self._scans
-        if inode != candidate.arrival.fingerprint.inode and self._changed(candidate, now):
+        candidate.scan = self._waiting.scans
+        if inode != candidate.arrival.fingerprint.inode and self._waiting.changed(candidate, now):
             return
         if candidate.state is Is.UNREADABLE and now >= candidate.retry_at:
             candidate.state = Is.NEW
-            self._new.append(candidate)
-            self._queue(candidate)
+            self._waiting.new.append(candidate)
+            self._waiting.queue(candidate)
 
     def _admit(self, choice: Choice, urgent: bool, now: float, surprising: bool) -> Iterator[None]:
         """Those chosen come into the window, oldest first."""
@@ -369,15 +297,15 @@ class Intake:
         for count, (_, name) in enumerate(chosen):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
                 yield
-            if name not in self._files:
+            if name not in self._waiting.files:
                 self._look_at(name, now, arrivals)
         if surprising:
             told_by_now = time.time_ns() - int(UNDER_WAY_S * 1e9)
             self.unannounced += sum(arrival.fingerprint.ctime_ns < told_by_now for arrival in arrivals)
         arrivals.sort(key=lambda arrival: arrival.order)
         for arrival in arrivals:
-            if arrival.name not in self._files:
-                self._add(arrival, now)
+            if arrival.name not in self._waiting.files:
+                self._waiting.add(arrival, now)
 
     def _look_at(self, name: str, now: float, arrivals: list[Arrival] | None = None) -> None:
         """A new arrival is put into ``arrivals``, or at once into the window; an oddity is reported."""
@@ -386,7 +314,7 @@ class Intake:
             self._report(name, found.why)
         elif found is not None:
             if arrivals is None:
-                self._add(found, now)
+                self._waiting.add(found, now)
             else:
                 arrivals.append(found)
 
@@ -399,8 +327,8 @@ class Intake:
             name = owner(str(self.spool.inbox), name) or name
         if name == path or folders > MAX_FOLDER_DEPTH:
             self._hinted = True
-        elif (candidate := self._files.get(name)) is not None:
-            self._changed(candidate, now)
+        elif (candidate := self._waiting.files.get(name)) is not None:
+            self._waiting.changed(candidate, now)
         elif not any(map(is_temporary, name.split("/"))):
             if self._takes(is_urgent(name)):
                 self._look_at(name, now)
@@ -410,130 +338,24 @@ class Intake:
     def _takes(self, urgent: bool) -> bool:
         """Whether the window takes a file by itself, without a choice among those beyond it."""
         if urgent:
-            return len(self._files) < 2 * self.window
-        return not self._beyond and len(self._files) < self.window
+            return len(self._waiting.files) < 2 * self.window
+        return not self._beyond and len(self._waiting.files) < self.window
 
     def _room(self, urgent: bool) -> int:
         """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
-        room = self.window - sum(is_urgent(name) is urgent for name in self._files)
-        return room if urgent else room + min(len(self._unfinished), self.window)
+        room = self.window - sum(is_urgent(name) is urgent for name in self._waiting.files)
+        return room if urgent else room + min(len(self._judging.unfinished), self.window)
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""
-        for name in [name for name, candidate in self._files.items() if candidate.state is Is.UNREADABLE]:
-            self._forget(name)
-
-    # Judging
-
-    def _look_at_unfinished(self, now: float) -> None:
-        waiting, self._unfinished = self._unfinished, []
-        for candidate in waiting:
-            if not candidate.waits or not self._is_here(candidate) or self._changed(candidate, now):
-                continue
-            if candidate.needs is not None and candidate.seen != self._pictures_of(candidate.needs):
-                candidate.since = now
-                self._examine(candidate)
-            elif candidate.state is Is.RESTING and now >= self._rests_until(candidate):
-                self._examine(candidate)
-            elif candidate.state is Is.UNFINISHED and self._is_given_up(candidate, now):
-                self._set_hopeless(candidate)
-            else:
-                self._unfinished.append(candidate)
-                continue
-            if candidate.state is Is.READY:
-                self._queue(candidate)
-        end = self.clock()
-        self._next_unfinished_look = end + max(UNFINISHED_LOOK_S, SCAN_SHARE * (end - now))
-
-    def _is_given_up(self, candidate: Candidate, now: float) -> bool:
-        """Whether it had its time. A picture has it until all is known that might begin with it."""
-        if is_picture(candidate.name) and (self._new or self._beyond):
-            return False
-        return now - candidate.since >= self.settle_s
-
-    def _rests_until(self, candidate: Candidate) -> float:
-        """Until when it is left alone, in monotonic seconds."""
-        folder, _, leaf = candidate.name.rpartition("/")
-        if candidate.arrival.whole_folder or candidate.needs is not None:
-            return candidate.since + self.settle_s / REST_SHARE
-        if folder and (is_picture(leaf) or leaf in PUBLISHED):
-            return self._stirred.get(folder, 0.0) + self.settle_s
-        return 0.0
-
-    def _pictures_of(self, needs: Needs) -> tuple[Fingerprint | None, ...]:
-        """The pictures that a job begins with, as they are now."""
-        return tuple(fingerprint(f"{self.spool.inbox}/{name}") for name in needs.pictures)
-
-    def _waits_again(self, candidate: Candidate) -> bool:
-        """Whether one of its pictures is not what it was when the job was examined."""
-        if candidate.needs is None or candidate.seen == self._pictures_of(candidate.needs):
-            return False
-        candidate.since = self.clock()
-        self._examine(candidate)
-        return candidate.state is not Is.READY
-
-    def _examine(self, candidate: Candidate) -> None:
-        """Read the file and judge it."""
-        arrival = candidate.arrival
-        if self._beside.names(arrival.name):
-            candidate.state = Is.BESIDE
-            return
-        candidate.needs = None
-        self._let_go_of_pictures(arrival.name)
-        if not arrival.whole_folder and self.clock() < self._rests_until(candidate):
-            self._wait(candidate, Is.RESTING)
-            return
-        try:
-            needs = self.judge(arrival.name, self.spool.read(arrival.path))
-        except Unfinished:
-            self._wait(candidate, Is.UNFINISHED)
-        except InvalidRequest:
-            self._set_hopeless(candidate)
-        except FileNotFoundError:
-            self._files.pop(arrival.name, None)
-        except OSError as error:
-            candidate.state = Is.UNREADABLE
-            candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
-            self._unreadable_in_a_row += 1
-            self._report(arrival.name, f"it cannot be read: {error.strerror or error}")
-            return
-        else:
-            self._set_by_needs(candidate, needs)
-        self._unreadable_in_a_row = 0
-
-    def _set_by_needs(self, candidate: Candidate, needs: Needs | None) -> None:
-        """A valid job: ready, or to wait for its pictures."""
-        candidate.needs = needs
-        if needs is not None:
-            candidate.seen = self._pictures_of(needs)
-            self._beside.note(candidate.name, needs.pictures)
-            for name in needs.pictures:
-                picture = self._files.get(name)
-                if picture is not None and picture is not candidate:
-                    picture.state = Is.BESIDE
-                    self._let_go_of_pictures(name)
-        if needs is not None and needs.hopeless:
-            self._set_hopeless(candidate)
-        elif needs is not None and not needs.arrived:
-            self._wait(candidate, Is.UNFINISHED)
-        elif self.clock() < self._rests_until(candidate):
-            self._wait(candidate, Is.RESTING)
-        else:
-            candidate.state = Is.READY
-
-    def _wait(self, candidate: Candidate, state: Is) -> None:
-        candidate.state = state
-        self._unfinished.append(candidate)
-
-    def _set_hopeless(self, candidate: Candidate) -> None:
-        candidate.state = Is.HOPELESS
-        self._hopeless.append(candidate)
+        for name in [name for name, candidate in self._waiting.files.items() if candidate.state is Is.UNREADABLE]:
+            self._waiting.forget(name)
 
     def _report(self, name: str, why: str) -> None:
         """Once, for as long as the same is to be said of it."""
         said = self._reported.get(name)
         if said is None and len(self._reported) >= MOST_REPORTED:
             return
-        self._reported[name] = (why, self._scans)
+        self._reported[name] = (why, self._waiting.scans)
         if said is None or said[0] != why:
             self.report(name, why)

@@ -16,9 +16,9 @@ ALIASES = {
     "scheduler": "schedule",
     "CLIP_stop_at_last_layers": "clip_skip",
 }
-"""Other name → ours; model and clip skip may be ``override_settings``. For fields that are more than a name: ``a1111``."""
+"""Other name → ours; model and clip skip may be ``override_settings``. What is more than a name: see ``a1111``."""
 
-LATER = frozenset({"loras", "matrix", "jobs"})
+LATER = frozenset({"matrix", "jobs"})
 """Fields of formats to come: known, refused, and said so."""
 
 _ANY_FLAG = (True, False, None)
@@ -53,7 +53,6 @@ DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "inpainting_fill": (0, 1, None),
     "inpainting_mask_invert": (0, False, None),
     "latent_mask": (None, ""),
-    "loras": ([], None),
     "mask_blur": (0, 4, None),
     "mask_blur_x": (0, 4, None),
     "mask_blur_y": (0, 4, None),
