@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine.beginning import pixels_of
 from darkroom.engine.learned import Learned
@@ -22,7 +24,7 @@ from darkroom.engine.rendering import Rendering
 from darkroom.engine.underway import UnderWay
 from darkroom.errors import InvalidRequest, ModelUnavailable, RenderFailed
 from darkroom.events import Event, Fallback, Picture, Step
-from darkroom.job import Hires, Job
+from darkroom.job import Given, Hires, Job, parse, resolve
 from darkroom.job.passes import Pass, final_size, passes
 from darkroom.sampling import SAMPLERS
 from engine_models import make_config, make_job, pictures, render, steps, warned
@@ -387,3 +389,19 @@ def test_two_passes_keep_the_composition_and_draw_sharper_than_enlarging(seedlin
         return float(np.percentile(np.abs(np.diff(np.asarray(image).astype(np.int16).sum(2), axis=1)), 99.5))
 
     assert edges(made) > 1.2 * edges(enlarged)
+
+
+def test_the_examples_of_the_documentation_run(seedling: Engine) -> None:
+    text = (Path(__file__).parent.parent / "docs/jobs.md").read_text(encoding="utf-8")
+    section = text.partition("## From a picture, and in two passes")[2].partition("\n## ")[0]
+    examples = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    assert len(examples) == 2
+    config = Config()
+    given = {field: Given(f"{field}.png", 128, 96) for field in ("init_image", "mask_image")}
+    sizes = []
+    for example in examples:
+        request = parse(example.encode()).model_copy(update={"num_inference_steps": 3})
+        job = resolve(request, config, Catalog(config.models), "id", given if request.init_image else {})
+        (picture,) = pictures(make(seedling, job, init_image=drawing(128, 96), mask_image=left_half(128, 96))).values()
+        sizes.append(Image.open(io.BytesIO(picture)).size)
+    assert sizes == [(128, 96), (384, 384)]

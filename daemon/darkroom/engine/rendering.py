@@ -195,9 +195,8 @@ class Rendering:
                 self.originals = Originals(self.job, self.images)
         this = passes(self.job)[number]
         size = (this.width, this.height)
-        own, mask = self.originals.picture(*size), self.originals.mask(*size)
-        drafts = [resized(self.drafts[index], *size) for index in batch] if number else []
-        if own is None and not drafts and not self.pipeline.inpaints:
+        drafts = [self.drafts[index] for index in batch] if number else []
+        if not (self.originals or drafts or self.pipeline.inpaints):
             return []
 
         def encode(pixels: torch.Tensor) -> Posterior:
@@ -208,12 +207,12 @@ class Rendering:
         stop_if(self.stopping)
         with self._timed("encode"), self._at_work("decode", "vae"):
             if drafts:
-                begins = [encoded(self.pipeline, draft, mask, size, encode) for draft in drafts]
-            else:
-                if size not in self.begins:
-                    self.begins[size] = encoded(self.pipeline, own, mask, size, encode)
-                begins = [self.begins[size]] * len(batch)
-        return begins
+                mask = self.originals.mask(*size)
+                return [encoded(self.pipeline, resized(draft, *size), mask, size, encode) for draft in drafts]
+            if size not in self.begins:
+                own, mask = self.originals.picture(*size), self.originals.mask(*size)
+                self.begins[size] = encoded(self.pipeline, own, mask, size, encode)
+        return [self.begins[size]] * len(batch)
 
     def _decode(self, batch: list[int]) -> Iterator[tuple[int, Image]]:
         """Pictures of what ``self.latents`` holds, which then leaves it; what was not to be painted is put back."""
