@@ -216,7 +216,7 @@ class Ticket:
             self._clear(path)
         if not os.listdir(folder):
             self.disk.rmdir(folder)
-        elif below:
+        else:
             self.disk.sync_folder(folder)
 
     # Attempts
