@@ -17,6 +17,7 @@ from darkroom.job import ErrorReport, Result
 from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
 from darkroom.spool.embedded import is_too_large, most_with_pictures
+from darkroom.spool.fingerprint import Fingerprint
 from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival, Oddity
 from darkroom.spool.lock import Lock
@@ -287,9 +288,7 @@ class Spool:
         """A request whose origin was lost keeps its folder's name."""
         request = request_in(folder)
         assert request is not None
-        arrival = Arrival(
-            f"{folder.name}{request[request.rindex('.') :]}", request, inbox_folder.Fingerprint.of(os.lstat(request))
-        )
+        arrival = Arrival(f"{folder.name}{request[request.rindex('.') :]}", request, Fingerprint.of(os.lstat(request)))
         origin = Origin.of(arrival).model_dump_json().encode()
         self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)
