@@ -393,7 +393,7 @@ def test_two_passes_keep_the_composition_and_draw_sharper_than_enlarging(seedlin
 
 def test_the_examples_of_the_documentation_run(seedling: Engine) -> None:
     text = (Path(__file__).parent.parent / "docs/jobs.md").read_text(encoding="utf-8")
-    section = text.partition("## From a picture, and in two passes")[2].partition("\n## ")[0]
+    section = text.partition("### What becomes of them")[2].partition("\n## ")[0]
     examples = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
     assert len(examples) == 2
     config = Config()
