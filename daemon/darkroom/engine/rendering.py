@@ -155,9 +155,8 @@ class Rendering:
         """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""
         assert self.conditioning is not None
         pipeline, job, all_passes = self.pipeline, self.job, passes(self.job)
-        this, steps, before = all_passes[number], sum(one.taken for one in all_passes), 0
-        if number:
-            before = all_passes[0].taken
+        this, steps = all_passes[number], sum(one.taken for one in all_passes)
+        before = sum(one.taken for one in all_passes[:number])
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
         timesteps = begin_at(scheduler, this.steps - this.taken)
