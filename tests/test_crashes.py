@@ -324,7 +324,7 @@ class House:
         wanted = {f"done/{name}" for name in self.way.done} | {f"failed/{name}" for name in self.way.failed}
         assert found == wanted
         assert self.darkroom.names("working") == []
-        assert [path for path in self.darkroom.inbox.rglob("*") if path.is_file()] == []
+        assert [path for path in self.darkroom.inbox.rglob("[!.]*") if path.is_file()] == []
         for name in self.way.done:
             result = self.darkroom.result(name)
             assert len(result["pictures"]) == result["job"]["count"]

@@ -35,9 +35,6 @@ _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp"}
 _OF_THE_NAME = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EISDIR})
 """What the system answers to a name that is a link after all, too long, or none."""
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 class _Refused(Exception):
     """What is wrong with a picture's name, or with what lies there; time does not mend it."""
@@ -236,16 +233,16 @@ def _open_below(top: Path, parts: list[str]) -> int | None:
     """A descriptor of the regular file; None where it is not there. Each name is looked up in the folder before it,
     and none of them may be a link, so nobody can exchange one for another on the way."""
     try:
-        folder = os.open(top, _FOLDER & ~os.O_NOFOLLOW)
+        folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     try:
         for part in parts[:-1]:
-            below = os.open(part, _FOLDER, dir_fd=folder)
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = below
         _refuse_what_is_no_file(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False))
-        descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
+        descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return None
     except NotADirectoryError:

@@ -41,12 +41,12 @@ class Originals:
             self._picture = _opened(images, "init_image", pictures.load)
             if job.mask_image is not None:
                 self._mask = _opened(images, "mask_image", pictures.load_mask)
-
-    @property
-    def black(self) -> bool:
-        """Whether there is a picture, and it is as good as black everywhere: what comes of it may be black too."""
         extrema: Any = ((255, 255),) if self._picture is None else self._picture.getextrema()
-        return all(high < 16 for _, high in extrema)
+        self.black = all(high < 16 for _, high in extrema)
+        """Whether there is a picture, and it is as good as black everywhere: what comes of it may be black too."""
+
+    def __bool__(self) -> bool:
+        return self._picture is not None
 
     def picture(self, width: int, height: int) -> Image | None:
         """Stretched to this size, by Lanczos' filter."""
@@ -62,8 +62,10 @@ class Originals:
         """``made``, with the original's own pixels where nothing was to be painted; greys of the mask blend."""
         from PIL import Image
 
-        picture, mask = self.picture(*made.size), self.mask(*made.size)
-        return made if picture is None or mask is None else Image.composite(made, picture, mask)
+        mask = self.mask(*made.size)
+        if mask is None or (picture := self.picture(*made.size)) is None:
+            return made
+        return Image.composite(made, picture, mask)
 
 
 def _opened(images: Images, field: str, load: Callable[[bytes], Image]) -> Image:

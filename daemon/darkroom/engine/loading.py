@@ -26,6 +26,7 @@ from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
 from darkroom.families import FAMILIES, Flow
+from darkroom.weights import channels_of
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -51,11 +52,12 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
     texts = TEXT_ENCODERS[:2] if xl else TEXT_ENCODERS[:1]
     configs = {part: model.read(f"{part}/config.json") for part in (*texts, "unet")}
     vae_config = _vae_config(model)
+    if model.checkpoint is not None:
+        configs["unet"]["in_channels"] = channels_of(header_of(model.name, model.checkpoint))
     _check_task(model, configs["unet"].get("in_channels", 4), vae_config)
     dtype = choose_dtype(settings, device, _workload(configs["unet"]))
     if model.checkpoint is not None:
-        header_of(model.name, model.checkpoint)
-        loaders = part_loaders(model, model.checkpoint, texts, dtype)
+        loaders = part_loaders(model, model.checkpoint, texts, dtype, configs["unet"]["in_channels"])
     else:
         loaders = _folder_loaders(model, texts, dtype)
     if model.configured.vae is not None:

@@ -170,9 +170,8 @@ class Rendering:
         """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""
         assert self.conditioning is not None
         pipeline, job, all_passes = self.pipeline, self.job, passes(self.job)
-        this, steps, before = all_passes[number], sum(one.taken for one in all_passes), 0
-        if number:
-            before = all_passes[0].taken
+        this, steps = all_passes[number], sum(one.taken for one in all_passes)
+        before = sum(one.taken for one in all_passes[:number])
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
         timesteps = begin_at(scheduler, this.steps - this.taken)
@@ -216,9 +215,8 @@ class Rendering:
                 self.originals = Originals(self.job, self.images)
         this = passes(self.job)[number]
         size = (this.width, this.height)
-        own, mask = self.originals.picture(*size), self.originals.mask(*size)
-        drafts = [resized(self.drafts[index], *size) for index in batch] if number else []
-        if own is None and not drafts and not self.pipeline.inpaints:
+        drafts = [self.drafts[index] for index in batch] if number else []
+        if not (self.originals or drafts or self.pipeline.inpaints):
             return []
 
         def encode(pixels: torch.Tensor) -> Posterior:
@@ -229,12 +227,12 @@ class Rendering:
         stop_if(self.stopping)
         with self._timed("encode"), self._at_work("decode", "vae"):
             if drafts:
-                begins = [encoded(self.pipeline, draft, mask, size, encode) for draft in drafts]
-            else:
-                if size not in self.begins:
-                    self.begins[size] = encoded(self.pipeline, own, mask, size, encode)
-                begins = [self.begins[size]] * len(batch)
-        return begins
+                mask = self.originals.mask(*size)
+                return [encoded(self.pipeline, resized(draft, *size), mask, size, encode) for draft in drafts]
+            if size not in self.begins:
+                own, mask = self.originals.picture(*size), self.originals.mask(*size)
+                self.begins[size] = encoded(self.pipeline, own, mask, size, encode)
+        return [self.begins[size]] * len(batch)
 
     def _decode(self, batch: list[int]) -> Iterator[tuple[int, Image]]:
         """Pictures of what ``self.latents`` holds, which then leaves it; what was not to be painted is put back."""

@@ -12,6 +12,7 @@ from darkroom.errors import Stopped
 from darkroom.events import Event, Finished, Loaded, Picture, Step
 from darkroom.executors.base import perform
 from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.job.passes import final_size, passes
 
 
 class FakeEngine:
@@ -31,22 +32,22 @@ class FakeEngine:
         from darkroom.output import encode, extension
 
         yield Loaded(job.model, 0.0, "fake", {"python": platform.python_version()})
-        begin = time.monotonic()
+        begin, size, steps = time.monotonic(), final_size(job), sum(one.taken for one in passes(job))
         for index in range(job.count):
             if index in skip:
                 continue
-            for step in range(job.num_inference_steps):
+            for step in range(steps):
                 if stopping():
                     raise Stopped("stopped")
                 if self.step_s:
                     time.sleep(self.step_s)
-                yield Step(index, 1, step + 1, job.num_inference_steps)
+                yield Step(index, 1, step + 1, steps)
             seed = job.seed_of(index)
             red, green, blue = colorsys.hsv_to_rgb((seed * 0.618034) % 1, 0.6, 0.9)
             colour = (int(red * 255), int(green * 255), int(blue * 255))
-            image = Image.new("RGB", (job.width, job.height), colour)
+            image = Image.new("RGB", size, colour)
             data = encode(image, job, seed=seed, device="fake")
-            yield Picture(index, seed, job.width, job.height, data, extension(job.output_format))
+            yield Picture(index, seed, *size, data, extension(job.output_format))
         yield Finished({"encode": 0.0, "denoise": time.monotonic() - begin, "decode": 0.0, "save": 0.0})
 
     def close(self) -> None:

@@ -209,9 +209,8 @@ class Ticket:
         return {names[file]: file for file in os.listdir(self.place) if file in names}
 
     def keep_given(self, file: str, data: bytes) -> None:
-        """A copy of one that stays where it is."""
+        """A copy of one that stays where it is. Durable when the engine is woken: see ``save_state``."""
         self.disk.replace(self.at(file), data)
-        self.disk.sync_folder(self.place)
 
     def take_given(self, file: str, path: str) -> None:
         """One that goes with the job: it moves here. Raises FileNotFoundError where it vanished."""
@@ -231,6 +230,8 @@ class Ticket:
             self._clear(path)
         if not os.listdir(folder):
             self.disk.rmdir(folder)
+        else:
+            self.disk.sync_folder(folder)
 
     # Attempts
 
