@@ -350,7 +350,7 @@ def test_a_job_gets_what_suits_the_family(config: Config, model: str, steps: int
         ({"schedule": "karras"}, 'the sampler "Euler" cannot follow the schedule "karras"'),
         ({"width": 72}, "width: SD 3 models need multiples of 16 (the nearest are 64 and 80)"),
         ({"height": 1032}, "height: SD 3 models need multiples of 16 (the nearest are 1024 and 1040)"),
-        ({"clip_skip": 2}, "clip_skip: darkroom cannot do this with SD 3 models"),
+        ({"clip_skip": 2}, "clip_skip: darkroom leaves out no layers"),
     ],
 )
 def test_what_the_family_cannot_do_is_refused_by_its_field(config: Config, fields: dict[str, Any], words: str) -> None:
@@ -359,7 +359,15 @@ def test_what_the_family_cannot_do_is_refused_by_its_field(config: Config, field
     assert words in raised.value.message
 
 
-@pytest.mark.parametrize("fields", [{"loras": (LoraUse(name="x"),)}, {"init_image": "x.png"}, {"hires": Hires()}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loras": (LoraUse(name="x"),)},
+        {"prompt": "a <lora:x:0.5> house"},
+        {"init_image": "x.png"},
+        {"hires": Hires()},
+    ],
+)
 def test_so_is_what_only_unets_can_do(fields: dict[str, Any]) -> None:
     assert [fault.field for fault in misfits(make_job("flux", **fields), FLOWS["Flux"])] == list(fields)
 

@@ -5,23 +5,37 @@ from __future__ import annotations
 from darkroom.errors import FieldError
 from darkroom.families import Flow
 from darkroom.job.types import Job
+from darkroom.prompt_syntax import BadTag, take_loras
 
 
 def misfits(job: Job, flow: Flow) -> list[FieldError]:
     """The fields of a resolved job that do not go with a family that follows a flow; its sampler is looked at apart."""
-    refused = f"darkroom cannot do this with {flow.name} models"
-    unfit = f"{flow.name} models need multiples of {flow.grain}"
+    no_loras = f"darkroom loads no LoRA into {flow.name} models"
     asked = {
-        "clip_skip": job.clip_skip > 1,
-        "loras": bool(job.loras),
-        "init_image": job.init_image is not None,
-        "hires": job.hires is not None,
+        "clip_skip": (job.clip_skip > 1, f"darkroom leaves out no layers of what reads prompts in {flow.name} models"),
+        "loras": (bool(job.loras), no_loras),
+        "prompt": (_has_loras(job.prompt), no_loras),
+        "negative_prompt": (_has_loras(job.negative_prompt), no_loras),
+        "init_image": (job.init_image is not None, f"darkroom begins with noise alone in {flow.name} models"),
+        "hires": (job.hires is not None, f"darkroom makes pictures of {flow.name} models in one pass"),
     }
+    unfit = f"{flow.name} models need multiples of {flow.grain}"
     return [
         FieldError(unfit, side, got=value, hint=_nearest(value, flow.grain))
         for side, value in (("width", job.width), ("height", job.height))
         if value % flow.grain
-    ] + [FieldError(refused, field, hint="remove the field") for field, is_asked in asked.items() if is_asked]
+    ] + [
+        FieldError(message, field, hint="take the tag out" if field.endswith("prompt") else "remove the field")
+        for field, (is_asked, message) in asked.items()
+        if is_asked
+    ]
+
+
+def _has_loras(text: str) -> bool:
+    try:
+        return bool(take_loras(text)[1])
+    except BadTag:
+        return False  # which is said elsewhere
 
 
 def _nearest(value: int, grain: int) -> str:
