@@ -25,12 +25,13 @@ TORCHLESS = [
 
 LAYERS = [
     ["errors", "events", "strict_json", "systemd"],
-    ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "job"],
+    ["config", "sampling", "prompt_syntax", "weights", "lora_keys", "loras", "catalog", "hub", "job"],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
         "intake",
         "engine.device",
+        "engine.lora",
         "engine.pipeline",
         "engine.checkpoints",
         "engine.loading",

@@ -46,6 +46,7 @@ def preflight(config: Config) -> Iterator[Finding]:
     """Folders, space, models, device, one after the other; each yielded as it is known."""
     yield from _folders(config)
     yield from _models(config)
+    yield from _loras(config)
     if config.executor.kind == "local":
         yield _device(config)
 
@@ -88,6 +89,22 @@ def _models(config: Config) -> Iterator[Finding]:
             continue
         default = ", the default" if name == catalog.default else ""
         yield Finding("model", True, f"{name}{default}: {model.place}, {family}, native size {size}")
+
+
+def _loras(config: Config) -> Iterator[Finding]:
+    folder = config.models.loras_dir
+    if folder is not None and not folder.is_dir():
+        yield Finding("LoRAs", False, f"[models] loras_dir is {folder}, which is no folder; make it or mend the key")
+    loras = Catalog(config.models).loras
+    usable = []
+    for name in loras.names():
+        try:
+            if (lora := loras.get(name)) is not None and lora.about:
+                usable.append(name)
+        except ModelUnavailable as error:
+            yield Finding("LoRAs", False, error.message)
+    more = ", …" if len(usable) > 20 else ""
+    yield Finding("LoRAs", True, f"{len(usable)} can be used: {', '.join(usable[:20])}{more}")
 
 
 def _device(config: Config) -> Finding:

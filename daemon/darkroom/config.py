@@ -25,6 +25,7 @@ ENV_CONFIG = "DARKROOM_CONFIG"
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 OnOom = Literal["degrade", "fail"]
+MissingLora = Literal["fail", "warn"]
 
 
 def _device(name: str) -> str:
@@ -94,6 +95,8 @@ class Models(_Section):
 
     default: str = "seedling"
     models_dir: Path | None = None
+    loras_dir: Path | None = None
+    missing_lora: MissingLora = "fail"
     hub_dir: Path | None = None
     allow_download: bool = False
     keep_bytes: int | None = Field(None, ge=0)

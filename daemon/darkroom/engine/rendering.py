@@ -172,7 +172,8 @@ class Rendering:
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = Image.fromarray(pixels.numpy())
-            data = save(image, job, seed=seed, device=self.description, model_hash=None)
+            hashes = self.pipeline.adapters.hashes if self.pipeline.adapters else {}
+            data = save(image, job, seed=seed, device=self.description, model_hash=None, lora_hashes=hashes)
         return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:

@@ -18,9 +18,7 @@ ALIASES = {
 }
 """Other name → ours. ``batch_size`` × ``n_iter`` become ``count``; model and clip skip may be ``override_settings``."""
 
-LATER = frozenset(
-    {"loras", "init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale", "matrix", "jobs"}
-)
+LATER = frozenset({"init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale", "matrix", "jobs"})
 """Fields of formats to come: known, refused, and said so."""
 
 _ANY_FLAG = (True, False, None)
@@ -54,7 +52,6 @@ DO_NOTHING: dict[str, tuple[Any, ...]] = {
     "infotext": (None, ""),
     "init_image": (None, ""),
     "init_images": ([], None),
-    "loras": ([], None),
     "mask": (None, ""),
     "mask_image": (None, ""),
     "override_settings": (None,),

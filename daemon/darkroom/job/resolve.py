@@ -8,14 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from darkroom import __version__
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest
+from darkroom.job.loras import check_loras
 from darkroom.job.types import Job, Request
-from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
-from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
 _DEFAULTS = {
@@ -54,7 +52,7 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         chosen["seed"] = secrets.randbits(32)
     job = Job(**chosen)
     _check_limits(job, config, errors)
-    _check_tags(job, errors)
+    check_loras(job, model, catalog, errors)
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
@@ -116,16 +114,3 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))
-
-
-def _check_tags(job: Job, errors: list[FieldError]) -> None:
-    """A tag that cannot be honoured is refused when the file arrives, not when its turn comes."""
-    for field in ("prompt", "negative_prompt"):
-        try:
-            _, loras = take_loras(getattr(job, field))
-        except BadTag as tag:
-            errors.append(FieldError(str(tag), field, hint=tag.hint))
-            continue
-        if loras:
-            message = f'asks for the LoRA "{shown(loras[0][0])}", and darkroom {__version__} loads none yet'
-            errors.append(FieldError(message, field, hint="take its tag out"))
