@@ -138,6 +138,25 @@ def test_a_long_prompt_is_used_whole_or_cut_with_a_warning(darkroom: Darkroom, e
     assert shas(darkroom, "chunk") != shas(darkroom, "truncate")
 
 
+def test_a_lora_styles_its_own_job_alone_and_its_result_makes_the_same_again(
+    darkroom: Darkroom, engine: LocalExecutor
+) -> None:
+    plain = {**JOB, "count": 1}
+    darkroom.drop("1-before.json", plain)
+    darkroom.drop("2-styled.json", {**plain, "prompt": f"{JOB['prompt']} <lora:blueprint:0.8>"})
+    darkroom.drop("3-after.json", plain)
+    darkroom.run_once(Borrowed(engine))
+    assert shas(darkroom, "1-before") == shas(darkroom, "3-after")
+    styled = darkroom.done / "2-styled"
+    darkroom.drop("from-result.json", (styled / "result.json").read_bytes())
+    darkroom.drop("from-picture.png", (styled / "2-styled-1.png").read_bytes())
+    darkroom.run_once(Borrowed(engine))
+    assert shas(darkroom, "from-result") == shas(darkroom, "from-picture") == shas(darkroom, "2-styled")
+    with Image.open(styled / "2-styled-1.png") as made, Image.open(darkroom.done / "3-after" / "3-after-1.png") as other:
+        red_then, red_now = (sum(image.convert("RGB").resize((1, 1)).getpixel((0, 0))[:1]) for image in (other, made))  # type: ignore[index]
+        assert red_now < red_then
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_a_job_that_runs(darkroom: Darkroom, engine: LocalExecutor, path: Path) -> None:
     job = json.loads(path.read_bytes())

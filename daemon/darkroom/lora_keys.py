@@ -129,8 +129,9 @@ def parse_keys(names: Iterable[str]) -> dict[str, Key]:
 def text_width(keys: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Numbers to a token of the prompt that its UNet takes; None where it does not touch what reads the prompt."""
     for name, key in keys.items():
-        if key.part == "unet" and key.role == "down" and key.layer.endswith(("attn2_to_k", "attn2_to_v")):
-            return shapes[name][1]
+        shape = shapes[name]
+        if key.role == "down" and key.layer.endswith(("attn2_to_k", "attn2_to_v")) and len(shape) > 1:
+            return shape[1]
     return None
 
 

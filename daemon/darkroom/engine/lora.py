@@ -56,7 +56,7 @@ class Weights:
     size: int
 
 
-class Cupboard:
+class LoraCache:
     """The LoRAs that jobs ask for, read once as long as they do not change on the disk."""
 
     def __init__(self, models: Models, keep_bytes: int = KEEP_BYTES) -> None:
@@ -127,6 +127,9 @@ def read(lora: Lora) -> Weights:
         found.setdefault(key.part, {}).setdefault(key.layer, {})[key.role] = tensors[name]
         if not bool(torch.isfinite(tensors[name].float()).all()):
             raise lora.bad(f"is damaged: {name} holds what is no number")
+        sound = tensors[name].numel() == 1 if key.role == "alpha" else tensors[name].dim() in (2, 4)
+        if not sound or not tensors[name].numel():
+            raise lora.bad(f"is damaged: {name} has the shape {tuple(tensors[name].shape)}")
     parts = {
         part: {layer: _matrices(roles, settings, part, layer) for layer, roles in layers.items() if "down" in roles}
         for part, layers in found.items()

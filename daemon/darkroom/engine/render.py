@@ -14,7 +14,7 @@ from darkroom.engine import host
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.fetching import Fetching
 from darkroom.engine.learned import Learned
-from darkroom.engine.lora import Adapters, Cupboard
+from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
@@ -36,7 +36,7 @@ class Engine:
         except ConfigError as missing:
             raise DeviceGone(missing.message) from None
         self._models = Models(config, self._device)
-        self._loras = Cupboard(config.models)
+        self._loras = LoraCache(config.models)
         self._adapted: Pipeline | None = None
         self._fetching = Fetching(config.models)
         folder = cache_dir(config.engine)
