@@ -31,6 +31,7 @@ from darkroom.lora_keys import compvis_name
 from darkroom.loras import BUNDLED, Lora
 from darkroom.output import recipe
 from engine_models import fallbacks, make_job, pictures, render, save_tiny, warned
+from test_engine_render import with_plan
 
 BLUEPRINT = BUNDLED / "blueprint.safetensors"
 PAPER, INK = (28, 66, 150), (236, 242, 252)
@@ -290,6 +291,18 @@ def test_parts_that_are_read_again_when_memory_runs_out_have_it_still_and_then_n
     pipeline.let_go()
     assert picture(engine, plain) == before
     engine.close()
+
+
+@pytest.mark.parametrize("weights", ["parts", "layers"])
+def test_parts_and_layers_that_come_one_by_one_have_it_too(engine: Engine, tmp_path: Path, weights: str) -> None:
+    job, plain = job_of(HEART, ("blueprint", 1.0), num_inference_steps=4), job_of(num_inference_steps=4)
+    whole, before = picture(engine, job), picture(engine, plain)
+    pipeline = loaded(engine, "seedling")
+    pipeline.adapt(adapters((Lora("blueprint", BLUEPRINT), 1.0)))
+    made = pictures(list(with_plan(pipeline, job, tmp_path, texts="dropped", weights=weights)))
+    pipeline.adapt(None)
+    assert np.array_equal(pixels(made[0]), pixels(whole))
+    assert picture(engine, plain) == before
 
 
 def test_what_a_part_takes_in_memory_counts_the_lora_while_it_is_at_work(engine: Engine) -> None:

@@ -160,7 +160,7 @@ def save(learned: dict[str, LowRank], target: Path) -> None:
         tensors[f"{key}.alpha"] = torch.tensor(ALPHA).half()
     target.parent.mkdir(parents=True, exist_ok=True)
     hidden = target.with_name(f".{target.name}.new")
-    save_file(tensors, hidden, {"ss_network_dim": str(RANK), "ss_network_alpha": str(ALPHA), "ss_v2": "False"})
+    save_file(tensors, hidden, {"ss_v2": "False"})  # not SD 2; of several they would be in any order
     hidden.chmod(0o644)
     hidden.replace(target)
 
