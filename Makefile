@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint soak soak-engine seedling seedling-eval clean
+.PHONY: help run test lint soak soak-engine seedling seedling-eval seedling-lora clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -39,6 +39,10 @@ seedling: $(VENV)/.installed ## train the bundled model from nothing (under thre
 
 seedling-eval: $(VENV)/.installed ## measure how well the bundled model follows prompts
 	$(BIN)/python -m tools.seedling.evaluate daemon/darkroom/seedling --judge build/seedling/judge.pt
+
+seedling-lora: $(VENV)/.installed ## train the bundled LoRA again (a quarter of an hour on one core; needed after `make seedling`)
+	$(BIN)/python -m tools.seedling.lora
+	$(BIN)/python -m tools.seedling.lora_effect
 
 clean: ## remove caches and builds; pictures, .venv and the training stay
 	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

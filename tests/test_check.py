@@ -13,9 +13,9 @@ def test_a_house_in_order_has_nothing_to_mend(darkroom: Darkroom) -> None:
     darkroom.configure(executor={"kind": "fake"})
     findings = list(preflight(darkroom.config))
     assert all(finding.ok for finding in findings)
-    assert [finding.what for finding in findings] == ["folders", "free space", "model"]
-    assert "seedling, the default" in findings[-1].message
-    assert "native size 128" in findings[-1].message
+    assert [finding.what for finding in findings] == ["folders", "free space", "model", "LoRAs"]
+    assert "seedling, the default" in findings[2].message
+    assert "native size 128" in findings[2].message
 
 
 def test_a_running_daemon_is_no_fault(darkroom: Darkroom) -> None:

@@ -345,7 +345,9 @@ def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
     models = tmp_path / "models"
     models.mkdir()
     (models / "cut.safetensors").write_bytes(b"x")
-    (tmp_path / "config.toml").write_text(f'[models]\nmodels_dir = "{models}"\n')
+    (tmp_path / "config.toml").write_text(f'[models]\nmodels_dir = "{models}"\nloras_dir = "{tmp_path / "loras"}"\n')
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "fur.safetensors").write_bytes(b"x")
     options = ("--config", str(tmp_path / "config.toml"))
     found = {model["name"]: model for model in json.loads(call(darkroom, "models", "--json", *options, code=1).stdout)}
     seedling = found["seedling"]
@@ -359,8 +361,20 @@ def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
     assert seedling["bytes"] > 1 << 20
     assert not found["cut"]["usable"]
     assert "is no safetensors file" in found["cut"]["why"]
+    blueprint = found["blueprint"]
+    assert (blueprint["kind"], blueprint["family"], blueprint["source"], blueprint["usable"]) == (
+        "lora",
+        "SD 1",
+        "bundled",
+        True,
+    )
+    assert 100_000 < blueprint["bytes"] < 1_000_000
+    assert (found["fur"]["kind"], found["fur"]["usable"]) == ("lora", False)
+    assert "is no safetensors file" in found["fur"]["why"]
     shown = call(darkroom, "models", *options, code=1).stdout
     assert "seedling (default)" in shown
+    assert "blueprint" in shown
+    assert "LoRA" in shown
     assert "SD 1" in shown
     assert "128×128" in shown
     call(darkroom, "models")

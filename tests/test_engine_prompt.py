@@ -287,13 +287,13 @@ def test_prompt_editing_is_read_as_brackets_and_said(sd: Pipeline) -> None:
     assert "The negative prompt has A1111's prompt editing" in ours.warnings[1].message
 
 
-def test_a_lora_tag_is_refused_by_name_in_either_text(sd: Pipeline) -> None:
-    with pytest.raises(RenderFailed, match='The prompt asks for the LoRA "fur", which darkroom cannot load yet'):
-        encode(sd, make_job(prompt="a cat <lora:fur:0.8>"), guided=False)
-    with pytest.raises(RenderFailed, match='The negative prompt asks for the LoRA "fur"'):
-        encode(sd, make_job(negative_prompt="<lora:fur>"), guided=True)
-    with pytest.raises(RenderFailed, match=r"In the prompt, .*no single number"):
-        encode(sd, make_job(prompt="a cat <lora:fur:much>"), guided=False)
+def test_a_lora_tag_is_no_part_of_the_text_and_does_not_move_what_is_cut(sd: Pipeline) -> None:
+    tagged = encode(sd, make_job(prompt="a <lora:fur:0.8> circle"), guided=False)
+    plain = encode(sd, make_job(prompt="a  circle"), guided=False)
+    assert torch.equal(tagged.positive.tokens, plain.positive.tokens)
+    words = "red " * 75
+    cut = encode(sd, make_job(prompt=f"<lora:fur>{words}circle", long_prompt="truncate"), guided=False)
+    assert [warning.detail for warning in cut.warnings] == ["circle"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)

@@ -26,7 +26,19 @@ TORCHLESS = [
 
 LAYERS = [
     ["errors", "events", "strict_json", "systemd", "processes"],
-    ["config", "sampling", "prompt_syntax", "weights", "families", "catalog", "hub", "images", "job"],
+    [
+        "config",
+        "sampling",
+        "prompt_syntax",
+        "weights",
+        "families",
+        "lora_keys",
+        "loras",
+        "catalog",
+        "hub",
+        "images",
+        "job",
+    ],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
@@ -38,6 +50,7 @@ LAYERS = [
         "engine.device",
         "engine.imports",
         "engine.architectures",
+        "engine.lora",
         "engine.pipeline",
         "engine.safety",
         "engine.prompt",

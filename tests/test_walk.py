@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -136,6 +137,27 @@ def test_a_long_prompt_is_used_whole_or_cut_with_a_warning(darkroom: Darkroom, e
     assert warning["code"] == "prompt_truncated"
     assert warning["detail"].endswith("on a blue background")
     assert shas(darkroom, "chunk") != shas(darkroom, "truncate")
+
+
+def test_a_lora_styles_its_own_job_alone_and_its_result_makes_the_same_again(
+    darkroom: Darkroom, engine: LocalExecutor
+) -> None:
+    plain = {**JOB, "count": 1}
+    darkroom.drop("1-before.json", plain)
+    darkroom.drop("2-styled.json", {**plain, "prompt": f"{JOB['prompt']} <lora:blueprint:0.8>"})
+    darkroom.drop("3-after.json", plain)
+    darkroom.run_once(Borrowed(engine))
+    assert shas(darkroom, "1-before") == shas(darkroom, "3-after")
+    styled = darkroom.done / "2-styled"
+    darkroom.drop("from-result.json", (styled / "result.json").read_bytes())
+    darkroom.drop("from-picture.png", (styled / "2-styled-1.png").read_bytes())
+    darkroom.run_once(Borrowed(engine))
+    assert shas(darkroom, "from-result") == shas(darkroom, "from-picture") == shas(darkroom, "2-styled")
+    red = []
+    for path in (darkroom.done / "3-after" / "3-after-1.png", styled / "2-styled-1.png"):
+        with Image.open(path) as image:
+            red.append(np.asarray(image.convert("RGB"))[:, :, 0].mean())
+    assert red[1] < red[0] - 20, "white lines on blue have less red than a red circle on blue"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

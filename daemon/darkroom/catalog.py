@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from darkroom.config import ModelDefaults, ModelEntry, Models
 from darkroom.errors import ModelUnavailable
 from darkroom.families import DISTILLED, FLOWS, Flow
+from darkroom.loras import Loras
 from darkroom.weights import BadFile, Header, family_of, read_header, what_else
 
 BUNDLED = Path(__file__).parent / "seedling"
@@ -177,6 +178,7 @@ class Catalog:
 
     def __init__(self, models: Models, clock: Callable[[], float] = time.monotonic) -> None:
         self.models = models
+        self.loras = Loras(models.loras_dir, clock)
         self._clock = clock
         self._known: dict[str, tuple[float, Model]] = {}
 

@@ -50,6 +50,7 @@ def preflight(config: Config) -> Iterator[Finding]:
     """Folders, space, models, device, one after the other; each yielded as it is known."""
     yield from _folders(config)
     yield from _models(config)
+    yield from _loras(config)
     if config.notify.command is not None:
         yield _command(config.notify.command[0])
     if config.executor.kind == "local":
@@ -100,6 +101,22 @@ def _command(program: str) -> Finding:
     place = shutil.which(program)
     message = f"{program} is told of verdicts" if place else f"there is no program {program}; see [notify] command"
     return Finding("notify", place is not None, message)
+
+
+def _loras(config: Config) -> Iterator[Finding]:
+    folder = config.models.loras_dir
+    if folder is not None and not folder.is_dir():
+        yield Finding("LoRAs", False, f"[models] loras_dir is {folder}, which is no folder; make it or mend the key")
+    loras = Catalog(config.models).loras
+    usable = []
+    for name in loras.names():
+        try:
+            if (lora := loras.get(name)) is not None and lora.about:
+                usable.append(name)
+        except ModelUnavailable as error:
+            yield Finding("LoRAs", False, error.message)
+    more = ", …" if len(usable) > 20 else ""
+    yield Finding("LoRAs", True, f"{len(usable)} can be used: {', '.join(usable[:20])}{more}")
 
 
 def _device(config: Config) -> Finding:

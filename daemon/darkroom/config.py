@@ -26,6 +26,7 @@ ENV_CONFIG = "DARKROOM_CONFIG"
 OutputFormat = Literal["png", "jpeg", "webp"]
 OnOom = Literal["degrade", "fail"]
 Safety = Literal["off", "blur", "fail"]
+MissingLora = Literal["fail", "warn"]
 
 
 def _device(name: str) -> str:
@@ -113,6 +114,8 @@ class Models(_Section):
 
     default: str = "seedling"
     models_dir: Path | None = None
+    loras_dir: Path | None = None
+    missing_lora: MissingLora = "fail"
     hub_dir: Path | None = None
     allow_download: bool = False
     keep_bytes: int | None = Field(None, ge=0)

@@ -1,4 +1,4 @@
-"""``darkroom models``: what jobs may name, and what is wrong with those that they cannot use."""
+"""``darkroom models``: the models and LoRAs that jobs may name, and what is wrong with those that they cannot use."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def list_models(config_file: Path | None, root: Path | None, *, as_json: bool) -
 def gather(config: Config) -> list[dict[str, Any]]:
     """Each as an object that JSON can hold; ``why`` says why one that is not usable is not."""
     catalog = Catalog(config.models)
-    return [_describe(catalog, name) for name in catalog.names()]
+    loras = [_describe_lora(catalog, name) for name in catalog.loras.names()]
+    return [_describe(catalog, name) for name in catalog.names()] + loras
 
 
 def _describe(catalog: Catalog, name: str) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": name, "default": name == catalog.default, "usable": False}
+    about: dict[str, Any] = {"kind": "model", "name": name, "default": name == catalog.default, "usable": False}
     try:
         model = catalog.get(name)
         assert model is not None
@@ -50,20 +51,32 @@ def _describe(catalog: Catalog, name: str) -> dict[str, Any]:
         return about | {"why": error.message}
 
 
+def _describe_lora(catalog: Catalog, name: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"kind": "lora", "name": name, "default": False, "usable": False}
+    try:
+        lora = catalog.loras.get(name)
+        assert lora is not None
+        about |= {"source": lora.source, "path": str(lora.file)}
+        return about | {"family": lora.about.family, "bytes": lora.about.bytes, "usable": True}
+    except ModelUnavailable as error:
+        return about | {"why": error.message}
+
+
 def _show(models: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("model", "family", "on disk", "size", "from"):
-        table.add_column(column, justify="right" if column == "on disk" else "left", no_wrap=column == "model")
+    for column in ("name", "", "family", "on disk", "size", "from"):
+        table.add_column(column, justify="right" if column == "on disk" else "left", no_wrap=column == "name")
     for model in models:
         name = escape(model["name"]) + (" [green](default)[/green]" if model["default"] else "")
-        size = f"{model['width']}×{model['height']}" if model["usable"] else ""
-        disk = f"{model['bytes'] / 2**20:,.0f} MiB" if "bytes" in model else ""
+        kind = "LoRA" if model["kind"] == "lora" else "model"
+        size = f"{model['width']}×{model['height']}" if "width" in model else ""
+        disk = f"{max(model['bytes'] / 2**20, 1):,.0f} MiB" if "bytes" in model else ""
         place = escape(f"{model.get('source', '')} {model.get('hub') or model.get('path', '')}".strip())
         if "why" in model:
             place = f"[red]{escape(model['why'])}[/red]"
-        table.add_row(name, model.get("family", ""), disk, size, place)
+        table.add_row(name, kind, model.get("family", ""), disk, size, place)
     Console(highlight=False).print(table)

@@ -16,6 +16,7 @@ import torch
 from darkroom.config import Safety
 from darkroom.engine import host
 from darkroom.engine.device import free_memory
+from darkroom.engine.lora import Adapters
 from darkroom.engine.memory import MemoryPlan, Need
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -48,6 +49,8 @@ class Pipeline:
     """Bytes of each part that was in memory once."""
     mapped: set[str] = field(default_factory=set)
     """Parts that are their files, mapped into memory: stored in the very format that is computed with."""
+    adapters: Adapters | None = None
+    """The LoRAs of the job at work. ``sizes`` counts them."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
     _streamed: set[str] = field(default_factory=set)
@@ -133,7 +136,22 @@ class Pipeline:
                 self.mapped.add(name)
             else:
                 self.mapped.discard(name)
+            self.sizes[name] += self._adapters_size(name)
+        if self.adapters is not None:
+            self.adapters.attach(name, self.loaded[name])
         return self.loaded[name]
+
+    def adapt(self, adapters: Adapters | None) -> None:
+        """Every part goes by these LoRAs from now on, those that are read again too; with None by none."""
+        if self.adapters is not None:
+            self.adapters.detach()
+        before = {name: self._adapters_size(name) for name in self.sizes}
+        self.adapters = adapters
+        for name in self.sizes:
+            self.sizes[name] += self._adapters_size(name) - before[name]
+
+    def _adapters_size(self, name: str) -> int:
+        return 0 if self.adapters is None else self.adapters.sizes.get(name, 0)
 
     def load(self) -> None:
         """All parts into memory, so that a damaged one is known before the work begins."""

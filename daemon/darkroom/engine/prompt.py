@@ -21,7 +21,7 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.errors import RenderFailed
 from darkroom.events import Warned
 from darkroom.job import Job
-from darkroom.prompt_syntax import BadTag, Fragment, edits, parse, take_loras
+from darkroom.prompt_syntax import Fragment, edits, parse, take_loras
 
 BACKTRACK = 20
 """A chunk ends after a comma if there is one among its last this many tokens."""
@@ -69,9 +69,9 @@ def encode(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
     """Read the job's prompt, and its negative prompt if ``guided``.
 
     All texts are filled up to as many chunks as the longest has with any of the tokenizers. Raises RenderFailed where
-    ``clip_skip`` is more than a text encoder has layers, for weights beyond reason, and for LoRA tags.
+    ``clip_skip`` is more than a text encoder has layers, and for weights beyond reason.
     """
-    texts = {"prompt": job.prompt} | ({"negative_prompt": job.negative_prompt} if guided else {})
+    texts = {"prompt": _untagged(job.prompt)} | ({"negative_prompt": job.negative_prompt} if guided else {})
     parsed = {field: _parse(field, text) for field, text in texts.items()}
     warned = [warning for field, text in texts.items() for warning in edited(field, text)]
     warnings: dict[str, Warned] = {}
@@ -139,16 +139,13 @@ def emphasise(embeddings: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(heavy, restored, plain).to(embeddings.dtype)
 
 
+def _untagged(prompt: str) -> str:
+    """Without its LoRA tags, which are no words: ``engine.lora`` does what they ask for."""
+    return take_loras(prompt)[0]
+
+
 def _parse(field: str, text: str) -> list[list[Fragment]]:
     name = field.replace("_", " ")
-    try:
-        _, loras = take_loras(text)
-    except BadTag as error:
-        raise RenderFailed(f"In the {name}, {error}; {error.hint}") from None
-    if loras:
-        raise RenderFailed(
-            f'The {name} asks for the LoRA "{loras[0][0]}", which darkroom cannot load yet; take its tag out'
-        )
     sections = parse(text)
     for fragment in (fragment for section in sections for fragment in section):
         if not abs(fragment.weight) <= HEAVIEST:

@@ -17,6 +17,7 @@ from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
+from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
@@ -39,6 +40,8 @@ class Engine:
         except ConfigError as missing:
             raise DeviceGone(missing.message) from None
         self._models = Models(config, self._device)
+        self._loras = LoraCache(config.models)
+        self._adapted: Pipeline | None = None
         self._fetching = Fetching(config.models)
         folder = cache_dir(config.engine)
         self._learned = Learned(folder)
@@ -68,6 +71,9 @@ class Engine:
             ) from None
         finally:
             self._bound.lift()
+            if self._adapted is not None:
+                self._adapted.adapt(None)
+                self._adapted = None
             if self._saving:
                 self._saving = False
                 host.save_memory(False)
@@ -76,12 +82,14 @@ class Engine:
     def close(self) -> None:
         """Let go of all models."""
         self._models.clear()
+        self._loras.clear()
 
     def _render(
         self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None, images: Images
     ) -> Iterator[Event]:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
+        yield from self._adapt(pipeline, job)
         model_hash = self._model_hash(job, stopping)
         loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
         unloaded = None
@@ -120,9 +128,19 @@ class Engine:
         begun = self._hashes.begin(checkpoint)
         return lambda: (begun.wait(lambda: stop_if(stopping)) or "")[:10] or None
 
+    def _adapt(self, pipeline: Pipeline, job: Job) -> Iterator[Event]:
+        """The job's LoRAs are beside the model's layers until the job ends. Raises ModelUnavailable."""
+        chosen, warnings = self._loras.for_job(job)
+        yield from warnings
+        adapters = Adapters(chosen, pipeline.name, pipeline.device, pipeline.dtype)
+        adapters.check(tuple(pipeline.loaders))
+        self._adapted = pipeline
+        pipeline.adapt(adapters if chosen else None)
+
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""
         self._models.keep_only(pipeline)
+        self._loras.clear()
         self._saving = True
         host.save_memory(True)
 

@@ -269,7 +269,15 @@ class Rendering:
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
             image = resized(image, *final_size(job))
-            data = save(image, job, seed=seed, device=self.description, model_hash=self.model_hash())
+            hashes = self.pipeline.adapters.hashes if self.pipeline.adapters else {}
+            data = save(
+                image,
+                job,
+                seed=seed,
+                device=self.description,
+                model_hash=self.model_hash(),
+                lora_hashes=hashes,
+            )
             small = thumbnail(image) if max(image.size) > LARGE else b""
         return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small)
 

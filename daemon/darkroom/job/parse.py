@@ -18,6 +18,8 @@ from darkroom.job.types import Request
 
 _FIELDS = tuple(Request.model_fields)
 _DID_YOU_MEAN = "did you mean {}?"
+_LORA_EXAMPLE = 'for example "loras": [{"name": "blueprint", "weight": 0.8}]'
+_LORA = re.compile(r"loras\[(\d+)\](?:\.(.+))?", re.DOTALL)
 _OVERRIDES = "override_settings"
 _OVERRIDABLE = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 
@@ -141,9 +143,19 @@ def _explain(fault: Any, written: dict[str, str]) -> FieldError:
     if name == "hires" and len(fault["loc"]) > 1:
         part = str(fault["loc"][1])
         field = HIRES_FIELDS.get(part, part) if field == "enable_hr" else f"hires.{part}"
+    if name == "loras" and len(fault["loc"]) > 1:
+        index, *rest = fault["loc"][1:]
+        field = ".".join([f"{field}[{index}]", *map(str, rest)])
     value, context = fault.get("input"), fault.get("ctx", {})
     hint: str | None = None
     match fault["type"]:
+        case "missing" if name == "loras":
+            return FieldError("a LoRA needs a name", field.rpartition(".")[0], hint=_LORA_EXAMPLE)
+        case "extra_forbidden" if name == "loras":
+            return FieldError("unknown field", field, got=_shown(value), hint=_LORA_EXAMPLE)
+        case "tuple_type" | "model_type" if name == "loras":
+            what = "a list of LoRAs" if field == "loras" else "a LoRA"
+            return FieldError(f"must be {what}", field, got=_shown(value), hint=_LORA_EXAMPLE)
         case "missing":
             return FieldError("a job needs a prompt", "prompt", hint='for example "prompt": "a red circle"')
         case "int_type" | "int_from_float":
@@ -197,7 +209,11 @@ def _shown(value: Any) -> Any:
 def _place(error: FieldError, document: strict_json.Document | None, prefix: tuple[str, ...]) -> FieldError:
     if document is None or error.field is None:
         return error
-    path = error.field.split(".", 1) if error.field.startswith((f"{_OVERRIDES}.", "hires.")) else [error.field]
+    path: list[str | int] = [error.field]
+    if error.field.startswith((f"{_OVERRIDES}.", "hires.")):
+        path = [*error.field.split(".", 1)]
+    elif (lora := _LORA.fullmatch(error.field)) is not None:
+        path = ["loras", int(lora[1]), *([lora[2]] if lora[2] else [])]
     line, column = document.place((*prefix, *path))
     return FieldError(error.message, strict_json.shown(error.field), line, column, error.got, error.hint)
 

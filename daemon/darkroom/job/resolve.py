@@ -9,18 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from darkroom import __version__
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.families import Flow
+from darkroom.job.loras import check_loras
 from darkroom.job.misfits import misfits
 from darkroom.job.passes import final_size, passes
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
-from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
-from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
 DEFAULT_STRENGTH = 0.75
@@ -64,8 +62,9 @@ def resolve(
         chosen["seed"] = secrets.randbits(32)
     job = Job(**chosen)
     _check_limits(job, config, errors)
-    _check_tags(job, errors)
-    if model.flow is not None:
+    if model.flow is None:
+        check_loras(job, model, catalog, errors)
+    else:
         errors += misfits(job, model.flow)
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -177,16 +176,3 @@ def _check_enlarged(job: Job, limits: Limits, errors: list[FieldError]) -> None:
             message = f"makes it {width} × {height}, which is too large here"
             errors.append(FieldError(message, field, got=scale, hint=hint))
             return
-
-
-def _check_tags(job: Job, errors: list[FieldError]) -> None:
-    """A tag that cannot be honoured is refused when the file arrives, not when its turn comes."""
-    for field in ("prompt", "negative_prompt"):
-        try:
-            _, loras = take_loras(getattr(job, field))
-        except BadTag as tag:
-            errors.append(FieldError(str(tag), field, hint=tag.hint))
-            continue
-        if loras:
-            message = f'asks for the LoRA "{shown(loras[0][0])}", and darkroom {__version__} loads none yet'
-            errors.append(FieldError(message, field, hint="take its tag out"))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from darkroom.prompt_syntax import take_loras
 
 MAX_SEED = 2**64 - 1
 MAX_TEXT = 10_000
@@ -65,6 +67,11 @@ class LoraUse(BaseModel):
     weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
 
 
+def _named(value: Any) -> Any:
+    """A LoRA by its name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Hires(BaseModel):
     """A picture made small first, then enlarged ``scale`` times and worked over at that size with ``strength``.
 
@@ -94,7 +101,7 @@ class Request(BaseModel):
     model: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
     sampler: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
     schedule: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
-    loras: Annotated[tuple[LoraUse, ...], Field(max_length=20, strict=False)] | None = None
+    loras: Annotated[tuple[Annotated[LoraUse, BeforeValidator(_named)], ...], Field(strict=False)] | None = None
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
     init_image: Annotated[Text, Field(min_length=1)] | None = None
     mask_image: Annotated[Text, Field(min_length=1)] | None = None
@@ -147,6 +154,11 @@ class Job(BaseModel):
         """The fields that make the picture: a valid request, which renders the same again."""
         fields = self.model_dump(exclude={"id"}, exclude_none=True)
         return fields if self.loras else {key: value for key, value in fields.items() if key != "loras"}
+
+    def all_loras(self) -> tuple[LoraUse, ...]:
+        """Those of the field, then those of the prompt's tags. Raises BadTag."""
+        _, tags = take_loras(self.prompt)
+        return (*self.loras, *(LoraUse(name=name, weight=weight) for name, weight in tags))
 
     def seed_of(self, index: int) -> int:
         """The seed of picture ``index``, counted from 0."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Mapping
 from xml.sax import saxutils
 
 from PIL import Image
 
 from darkroom import __version__
 from darkroom.job import Job
-from darkroom.output.infotext import infotext
+from darkroom.output.infotext import NO_HASHES, infotext
 
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _SOFTWARE = f"darkroom {__version__}"
@@ -34,11 +35,19 @@ def extension(output_format: str) -> str:
     return _EXTENSIONS[output_format]
 
 
-def encode(image: Image.Image, job: Job, *, seed: int, device: str, model_hash: str | None = None) -> bytes:
+def encode(
+    image: Image.Image,
+    job: Job,
+    *,
+    seed: int,
+    device: str,
+    model_hash: str | None = None,
+    lora_hashes: Mapping[str, str] = NO_HASHES,
+) -> bytes:
     """The file's bytes, in the job's format; PNG keeps every pixel. The same arguments give the same bytes."""
     if image.mode != "RGB":
         image = image.convert("RGB")
-    text = infotext(job, seed=seed, model_hash=model_hash)
+    text = infotext(job, seed=seed, model_hash=model_hash, lora_hashes=lora_hashes)
     own = json.dumps(job.recipe() | {"seed": seed, "count": 1}, ensure_ascii=False)
     if job.output_format == "png":
         from darkroom.output.png import png  # brings numpy, which whoever reads recipes can do without

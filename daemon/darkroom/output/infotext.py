@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from darkroom import __version__
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
-from darkroom.job import Job
+from darkroom.job import Job, LoraUse
 
 _SCHEDULES = {
     "karras": "Karras",
@@ -19,13 +21,15 @@ _SCHEDULES = {
 }
 
 
+NO_HASHES: Mapping[str, str] = MappingProxyType({})
 _UPSCALER = "Lanczos"
 
 
-def infotext(job: Job, *, seed: int, model_hash: str | None = None) -> str:
+def infotext(job: Job, *, seed: int, model_hash: str | None = None, lora_hashes: Mapping[str, str] = NO_HASHES) -> str:
     """The text of the PNG chunk ``parameters`` for the picture with ``seed``. Its size there is before any enlarging.
 
-    ``model_hash`` is the first ten hex digits of the checkpoint's sha256, where the model is one file.
+    ``model_hash`` is the first ten hex digits of the checkpoint's sha256, where the model is one file;
+    ``lora_hashes``, by name, the first twelve of the sha256 of all but the header of those that were applied.
     """
     hires = job.hires
     strength = job.strength if hires is None else hires.strength
@@ -46,13 +50,23 @@ def infotext(job: Job, *, seed: int, model_hash: str | None = None) -> str:
         "Postprocess upscale by": None if job.upscale is None else _plain(job.upscale),
         "Postprocess upscaler": None if job.upscale is None else _UPSCALER,
         "RNG": "CPU",
+        "Lora hashes": _hashes(lora_hashes),
         "Version": f"darkroom {__version__}",
     }
-    lines = [job.prompt]
+    lines = [job.prompt + "".join(_tag(use) for use in job.loras)]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in facts.items() if value is not None))
     return "\n".join(lines)
+
+
+def _tag(use: LoraUse) -> str:
+    """A LoRA of the field ``loras`` as A1111 has them all, in the prompt; nothing for a name that would end the tag."""
+    return "" if re.search("[<>:]", use.name) else f" <lora:{use.name}:{_plain(use.weight)}>"
+
+
+def _hashes(hashes: Mapping[str, str]) -> str | None:
+    return ", ".join(f"{re.sub('[:,]', '', name)}: {digest}" for name, digest in hashes.items()) or None
 
 
 def _plain(number: float) -> float | int:
