@@ -59,7 +59,7 @@ def test_every_field_can_be_said() -> None:
         "model": "seedling",
         "sampler": "Euler",
         "schedule": "karras",
-        "loras": ({"name": "blueprint", "weight": 0.8},),
+        "loras": [{"name": "blueprint", "weight": 0.8}],
         "clip_skip": 2,
         "init_image": "cat.png",
         "mask_image": "mask.png",

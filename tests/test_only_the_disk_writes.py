@@ -66,7 +66,6 @@ ALLOWED = {
     ("output/thumbnail.py", "save"): "the same",
     ("engine/preview.py", "save"): "the same",
     ("engine/benchmark.py", "save"): "the same",
-    ("given.py", "os.open"): "to read pictures that jobs name",
     ("check.py", "shutil.which"): "looks, and changes nothing",
     ("cli/run.py", "save"): "the contact sheet, where the user asked for it",
 }
