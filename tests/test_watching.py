@@ -267,6 +267,11 @@ def test_on_a_terminal_it_is_for_people_and_without_colours_if_they_want_none(da
 # clean
 
 
+def kept(folder: Path) -> list[str]:
+    """The results in it."""
+    return sorted(path.parent.name for path in folder.glob("*/result.json"))
+
+
 def test_clean_by_hand_says_what_it_would_do_and_does_it(darkroom: Darkroom) -> None:
     for name in ("a", "b", "c"):
         darkroom.drop(f"{name}.json")
@@ -278,14 +283,14 @@ def test_clean_by_hand_says_what_it_would_do_and_does_it(darkroom: Darkroom) -> 
     assert re.search(r"^would remove done/a  [\d.]+ s old, [\d.]+ KiB$", said.stdout, re.MULTILINE)
     assert "1 result, " in said.stdout
     assert "left alone: done/b: it holds a file that darkroom did not make: notes.txt" in said.stderr
-    assert darkroom.names("done") == ["a", "b", "c"]
+    assert kept(darkroom.done) == ["a", "b", "c"]
     call(darkroom, "clean", "--keep", "1")
-    assert darkroom.names("done") == ["b", "c"]
+    assert kept(darkroom.done) == ["b", "c"]
     outcomes = json.loads(call(darkroom, "clean", "--older-than", "0s", "--only", "failed", "--json").stdout)
     assert [outcome["name"] for outcome in outcomes] == ["failed/typo"]
-    assert darkroom.names("failed") == []
+    assert kept(darkroom.failed) == []
     call(darkroom, "clean", "--max-size", "1T")
-    assert darkroom.names("done") == ["b", "c"]
+    assert kept(darkroom.done) == ["b", "c"]
 
 
 def test_clean_while_a_daemon_runs_and_by_the_rules_of_the_config(darkroom: Darkroom, tmp_path: Path) -> None:
@@ -297,7 +302,7 @@ def test_clean_while_a_daemon_runs_and_by_the_rules_of_the_config(darkroom: Dark
             until((darkroom.done / name / "result.json").exists)
         assert "nothing says what to remove" in call(darkroom, "clean", code=2).stderr
         call(darkroom, "clean", "--config", str(config))
-        assert darkroom.names("done") == ["b"]
+        assert kept(darkroom.done) == ["b"]
         darkroom.drop("c.json")
         until((darkroom.done / "c" / "result.json").exists)
 
