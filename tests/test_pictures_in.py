@@ -276,12 +276,10 @@ def test_a_picture_that_begins_with_another_is_made_again_from_both(house: Darkr
 
 
 def test_pictures_that_name_each_other_are_not_waited_for_for_ever(house: Darkroom) -> None:
-    one, other = (json.loads(json.dumps(JOB)) for _ in range(2))
     for name, names in (("a", "b.png"), ("b", "a.png")):
         job = resolve(parse(json.dumps(JOB).encode()), Config(), Catalog(Config().models), name)
         job = job.model_copy(update={"init_image": names, "strength": 0.5})
         house.drop(f"{name}.png", encode(Image.new("RGB", (64, 64)), job, seed=7, device="fake"))
-    assert one == other
     assert len(run(house)) == 1
     assert house.names("inbox") == []
 
@@ -292,6 +290,22 @@ def test_a_picture_that_names_itself_is_refused(house: Darkroom) -> None:
     house.drop("a.png", encode(Image.new("RGB", (64, 64)), job, seed=7, device="fake"))
     assert run(house) == []
     assert "is the job file itself" in house.error("a")["message"]
+
+
+def test_no_picture_is_refused_before_all_that_waits_was_looked_into(house: Darkroom) -> None:
+    """Beyond the window there may be a job that begins with it."""
+    desk = Desk(house, window=5, judge=house.loop().work.judge)
+    house.drop("photo.png", PNG)
+    for number in range(12):
+        house.drop(f"{number:02}.json", {**JOB, "init_image": "photo.png"} if number == 11 else JOB)
+    taken: list[str] = []
+    while "11.json" not in taken:
+        assert desk.after(30).refused() == []
+        arrival = desk.intake.take()
+        if arrival is not None:
+            taken.append(arrival.name)
+            Path(arrival.path).unlink()
+            assert not arrival.takes or desk.intake.waiting <= 5  # another job beyond may begin with it
 
 
 # Made again
