@@ -209,6 +209,22 @@ def test_a_folder_is_taken_when_all_that_it_names_has_arrived(house: Darkroom) -
     assert house.names("failed") == []
 
 
+def test_a_folder_of_the_same_name_is_heard_of_again_and_again(house: Darkroom) -> None:
+    """watchdog goes on to watch a folder that was claimed, beside the one that came in its place."""
+    house.configure(intake={"settle_s": 1, "rescan_s": 600})
+    loop = house.loop()
+    with Running(loop):
+        until(lambda: "daemon.ready" in house.log.events())
+        time.sleep(0.3)
+        for number in range(4):
+            house.drop("cat/x.png", PNG)
+            house.drop("cat/more.png", PNG)
+            house.drop("cat/job.json", {**JOB, "init_image": "x.png"})
+            until(lambda number=number: loop.work.done > number)
+            shutil.rmtree(house.done / "cat")
+    assert loop.work.failed == 0
+
+
 @pytest.mark.parametrize("job", ["cat.json", "cat/job.json"])
 def test_what_never_comes_is_named_when_the_settle_time_has_passed(house: Darkroom, job: str) -> None:
     house.drop(job, json.dumps({**JOB, "init_image": "photo.png"}, indent=1))
