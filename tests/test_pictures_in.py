@@ -218,10 +218,10 @@ def test_a_folder_of_the_same_name_is_heard_of_again_and_again(house: Darkroom) 
         time.sleep(0.3)
         for number in range(4):
             house.drop("cat/x.png", PNG)
-            house.drop("cat/more.png", PNG)
+            if number < 3:  # what the job does not use stays in its folder, which stays watched
+                house.drop("cat/more.png", PNG)
             house.drop("cat/job.json", {**JOB, "init_image": "x.png"})
             until(lambda number=number: loop.work.done > number)
-        shutil.rmtree(house.done / "cat")
         house.drop("dog/job.json", JOB)
         until(lambda: loop.work.done == 5)
     assert loop.work.failed == 0
