@@ -46,6 +46,18 @@ class Crashing(FakeEngine):
             yield event
 
 
+class Hungry(FakeEngine):
+    """Takes memory at each step until there is none."""
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        taken = []
+        while job.prompt == "much":
+            taken.append(b"x" * (1 << 20))
+        yield from super().render(job, skip, stopping, images)
+
+
 class CrashingAfterOnePicture(FakeEngine):
     """Dies after each picture it made."""
 

@@ -281,3 +281,33 @@ def test_an_engine_that_the_kernel_kills_is_started_again_a_rung_lower_and_the_j
     assert first["because"].startswith("the kernel killed the engine's process while it made 1 picture of 1024×1024")
     assert first["lossless"] is True
     assert small["fallbacks"] == []
+
+
+HUNGRY = """
+import sys
+from pathlib import Path
+from conftest import Darkroom
+from darkroom.executors import LocalExecutor
+
+darkroom = Darkroom(Path(sys.argv[1]))
+darkroom.drop("a.json", prompt="much")
+darkroom.drop("b.json", prompt="little")
+darkroom.run_once(LocalExecutor(darkroom.config, "engines:Hungry"))
+"""
+
+
+def test_a_job_that_the_kernel_kills_each_time_is_out_of_memory_and_the_next_one_runs(
+    tmp_path: Path, group: Path
+) -> None:
+    (group / "memory.limit_in_bytes").write_text(str(256 << 20))
+
+    def enter() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    command = [sys.executable, "-c", HUNGRY, str(tmp_path / "hungry")]
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=enter)
+    assert ran.returncode == 0, ran.stderr
+    error = json.loads((tmp_path / "hungry/failed/a/error.json").read_bytes())
+    assert (error["reason"], error["attempts"]) == ("out-of-memory", 3)
+    assert "SIGKILL" in error["message"]
+    assert (tmp_path / "hungry/done/b/result.json").is_file()

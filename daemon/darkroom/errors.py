@@ -15,6 +15,7 @@
     │   └── Cancelled          cancelled           somebody asked for that
     ├── MachineError           the machine is at fault: the job is tried again or put back
     │   ├── EngineDied         engine-died         the engine's process ended by itself
+    │   │   └── EngineKilled                       the kernel ended it for want of memory
     │   ├── EngineStalled      engine-stalled      no step within the limit: it was killed
     │   ├── DeviceGone                             the GPU is gone or has failed: pause, go on later
     │   └── StorageTrouble                         disk full, read-only, I/O error: pause, go on later
@@ -140,6 +141,10 @@ class EngineDied(MachineError):
     """The engine's process ended while it had a job."""
 
     reason: ClassVar[Literal["engine-died"]] = "engine-died"
+
+
+class EngineKilled(EngineDied):
+    """The kernel ended the engine's process for want of memory."""
 
 
 class EngineStalled(MachineError):

@@ -19,9 +19,11 @@ from darkroom.errors import (
     DarkroomError,
     DeviceGone,
     EngineDied,
+    EngineKilled,
     EngineStalled,
     InvalidRequest,
     JobError,
+    OutOfMemory,
     RenderFailed,
     Stopped,
     StorageTrouble,
@@ -223,6 +225,9 @@ class Work:
                 deaths = sum(attempt.ended is not None for attempt in ticket.attempts())
                 if deaths >= self.config.executor.max_attempts:
                     message = f"{error.message}; this was attempt {deaths}, the last"
+                    if isinstance(error, EngineKilled):
+                        message += ": ask for a smaller picture, or give darkroom more memory"
+                        raise OutOfMemory(message, trace=error.trace) from None
                     raise type(error)(message, trace=error.trace) from None
 
     def _refuse_repeat_offender(self, ticket: Ticket) -> None:

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.errors import DarkroomError, EngineDied, EngineStalled, MachineError, OutOfMemory
+from darkroom.engine.host import oom_kills
+from darkroom.errors import DarkroomError, EngineDied, EngineKilled, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event, Loaded
 from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
 from darkroom.job import NO_IMAGES, Images, Job
@@ -156,6 +157,7 @@ class _Child:
                 pass_fds=(theirs.fileno(),),
                 env=_ENVIRONMENT | os.environ,
             )
+        self.kills = oom_kills()
         self.jobs = 0
         self.model: str | None = None
         """That of the last job."""
@@ -199,7 +201,10 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(2)
         self._reader.join(1)
-        return EngineDied(f"The engine's process {_how(self.process.returncode)}", trace=self.said())
+        kills = oom_kills()
+        by_kernel = kills is not None and self.kills is not None and kills > self.kills
+        kind = EngineKilled if by_kernel and self.process.returncode == -signal.SIGKILL else EngineDied
+        return kind(f"The engine's process {_how(self.process.returncode)}", trace=self.said())
 
     def end(self) -> None:
         """Kill it, and wait until the system has taken it back."""
