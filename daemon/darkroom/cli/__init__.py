@@ -310,7 +310,7 @@ def recipe(picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG,
 
 @app.command()
 def models(config: ConfigOption = None, root: RootOption = None, json: JsonOption = False) -> None:
-    """List the models that jobs may name: family, size, where they come from; what is wrong with the others.
+    """List the models and LoRAs that jobs may name: family, size, where they come from; what is wrong with the others.
 
     [dim]darkroom models
     darkroom models --json[/dim]
