@@ -30,6 +30,7 @@ LAYERS = [
     [
         "dropped",
         "intake",
+        "engine.attention",
         "engine.device",
         "engine.imports",
         "engine.architectures",

@@ -18,7 +18,7 @@ import torch
 from darkroom.catalog import FAMILIES, Model, header_of
 from darkroom.config import EngineSettings
 from darkroom.engine.checkpoints import load_vae, part_loaders
-from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
+from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory, tiles_attention
 from darkroom.engine.imports import unfilled_weights
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
@@ -44,7 +44,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device) -> 
     if model.configured.vae is not None and (model.configured.vae / "config.json").is_file():
         vae_config = Model(model.name, model.configured.vae, model.configured).read("config.json")
     _check_task(model, configs["unet"], vae_config)
-    dtype = choose_dtype(settings, device, _workload(configs["unet"]))
+    workload = _workload(configs["unet"])
+    dtype = choose_dtype(settings, device, workload)
     if model.checkpoint is not None:
         header_of(model.name, model.checkpoint)
         loaders = part_loaders(model, model.checkpoint, texts, dtype)
@@ -52,6 +53,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device) -> 
         loaders = _folder_loaders(model, texts, dtype)
     if model.configured.vae is not None:
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
+    if tiles_attention(settings, device, dtype, workload):
+        loaders["unet"] = _tiled(loaders["unet"])
     return Pipeline(
         name=model.name,
         device=device,
@@ -168,6 +171,20 @@ def _variant(model: Model, folder: Path, dtype: torch.dtype) -> str | None:
     for name in chosen:
         header_of(model.name, folder / name)
     return variant
+
+
+def _tiled(load: Load) -> Load:
+    """The UNet, its attention computed tile by tile."""
+
+    def tiled() -> Any:
+        from darkroom.engine import attention
+
+        kind: Any = attention.TiledAttention  # whose base has no types
+        unet = load()
+        unet.set_attn_processor(kind())
+        return unet
+
+    return tiled
 
 
 def _load_tokenizer(model: Model, part: str) -> Any:
