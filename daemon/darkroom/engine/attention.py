@@ -75,8 +75,8 @@ def tiled_gain(dtype: torch.dtype, channels: int, side: int, heads: int = 8) -> 
     query, key, value = (torch.randn(2, side * side, channels).to(dtype) for _ in range(3))
 
     def fused() -> None:
-        split = (_heads(tensor, heads) for tensor in (query, key, value))
-        torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        queries, keys, values = (_heads(tensor, heads) for tensor in (query, key, value))
+        torch.nn.functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
 
     def tiled() -> None:
         attend(query, key, value, heads)
