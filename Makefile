@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint soak soak-engine seedling seedling-eval seedling-lora clean
+.PHONY: help run test speed lint soak soak-engine seedling seedling-eval seedling-lora clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -22,6 +22,9 @@ run: $(VENV)/.installed ## turn inbox.example/ into pictures with the bundled mo
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+
+speed: $(VENV)/.installed ## ratios of speed to references, none under its floor (about two minutes)
+	@$(BIN)/python tools/speed_guard.py
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -305,7 +305,7 @@ def test_no_command_that_waits_for_a_person_imports_torch(darkroom: Darkroom) ->
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
     )
-    darkroom.drop("a.json")
+    darkroom.drop("a.json", output_format="jpeg")  # the fake makes its PNGs in the daemon, with numpy
     environment = os.environ | {"DARKROOM_FOLDERS__ROOT": str(darkroom.root)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

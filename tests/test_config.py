@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from darkroom.config import Config, Folders, ModelEntry, Models, load
+from darkroom.config import Config, Folders, Limits, ModelEntry, Models, load
 from darkroom.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
@@ -252,3 +252,14 @@ def test_an_id_that_is_none_is_said(tmp_path: Path) -> None:
     message = complaint(tmp_path, '[models.a]\npath = "hub:name"\n')
     assert "[models.a] path" in message
     assert "hub:owner/name" in message
+
+
+def test_a_list_or_a_table_in_a_variable_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_MODELS__NAMED", '{"sd15": {"path": "/models/sd15"}}')
+    assert Config().models.named["sd15"].path == Path("/models/sd15")
+
+
+def test_a_variable_outranks_one_key_and_leaves_the_others_of_its_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_LIMITS__MAX_COUNT", "7")
+    assert Config(limits=Limits(max_steps=5)).limits == Limits(max_steps=5, max_count=7)
+    assert Config(limits={"max_steps": 5}).limits == Limits(max_steps=5, max_count=7)

@@ -47,6 +47,7 @@ LAYERS = [
         "intake",
         "page",
         "retention",
+        "engine.attention",
         "engine.device",
         "engine.imports",
         "engine.architectures",

@@ -7,6 +7,7 @@ key's path with double underscores: ``DARKROOM_FOLDERS__ROOT=/srv/darkroom``.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigError
 
@@ -230,16 +230,8 @@ class Notify(_Section):
     secret: SecretStr | None = None
 
 
-class Config(BaseSettings):
+class Config(_Section):
     """The whole configuration, frozen. Made by ``load``."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-        protected_namespaces=(),
-    )
 
     folders: Folders = Folders()
     models: Models = Models()
@@ -253,17 +245,45 @@ class Config(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     notify: Notify = Notify()
 
+    @model_validator(mode="before")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def _outranked(cls, data: Any) -> Any:
         """The environment outranks the file, whose content is what ``Config`` is called with."""
-        return env_settings, init_settings
+        return _merged(data, _environment())
+
+
+def _environment() -> dict[str, Any]:
+    """What the variables set, by section and key. Lists and tables are written as JSON."""
+    found: dict[str, Any] = {}
+    for variable, value in os.environ.items():
+        *path, key = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        if not variable.startswith(ENV_PREFIX) or not path:
+            continue
+        section = found
+        for name in path:
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[key] = _decoded(value)
+    return found
+
+
+def _decoded(value: str) -> Any:
+    if value.startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError:
+            pass  # a text that begins like this
+    return value
+
+
+def _merged(below: Any, above: dict[str, Any]) -> dict[str, Any]:
+    """Sections and keys of both, those of ``above`` where both have one."""
+    merged = below.model_dump(exclude_unset=True) if isinstance(below, BaseModel) else dict(below)
+    for key, value in above.items():
+        deeper = isinstance(value, dict) and isinstance(merged.get(key), dict | BaseModel)
+        merged[key] = _merged(merged[key], value) if deeper else value
+    return merged
 
 
 def user_cache() -> Path:

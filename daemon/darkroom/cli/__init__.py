@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a job failed, 2 usage or configuration, 3 another daemon o
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -337,6 +338,7 @@ def pull(
 
 def main() -> None:
     """Run the command line; what a user can mend is a sentence, never a traceback."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for them takes as long as Python's start
     try:
         app()
     except DarkroomError as error:

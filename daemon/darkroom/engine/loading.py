@@ -19,7 +19,7 @@ import torch
 from darkroom.catalog import Model, header_of
 from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
-from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
+from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory, tiles_attention
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.imports import unfilled_weights
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
@@ -55,7 +55,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
     if model.checkpoint is not None:
         configs["unet"]["in_channels"] = channels_of(header_of(model.name, model.checkpoint))
     _check_task(model, configs["unet"].get("in_channels", 4), vae_config)
-    dtype = choose_dtype(settings, device, _workload(configs["unet"]))
+    workload = _workload(configs["unet"])
+    dtype = choose_dtype(settings, device, workload)
     if model.checkpoint is not None:
         loaders = part_loaders(model, model.checkpoint, texts, dtype, configs["unet"]["in_channels"])
     else:
@@ -64,6 +65,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
     if safety != "off":
         loaders["safety_checker"] = _checker(model, dtype)
+    if tiles_attention(settings, device, dtype, workload):
+        loaders["unet"] = _tiled(loaders["unet"])
     return Pipeline(
         name=model.name,
         device=device,
@@ -280,6 +283,20 @@ def _variant(model: Model, folder: Path, dtype: torch.dtype) -> str | None:
     for name in chosen:
         header_of(model.name, folder / name)
     return variant
+
+
+def _tiled(load: Load) -> Load:
+    """The UNet, its attention computed tile by tile."""
+
+    def tiled() -> Any:
+        from darkroom.engine import attention
+
+        kind: Any = attention.TiledAttention  # whose base has no types
+        unet = load()
+        unet.set_attn_processor(kind())
+        return unet
+
+    return tiled
 
 
 def _load_tokenizer(model: Model, part: str, *, t5: bool = False) -> Any:
