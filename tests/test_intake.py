@@ -45,12 +45,13 @@ class Desk:
             window=window,
         )
 
-    def judge(self, name: str, data: bytes | None) -> None:
+    def judge(self, name: str, data: bytes | None) -> bool:
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:
             raise PermissionError(errno.EACCES, "Permission denied")
         parse(data)
+        return name.startswith("list")
 
     def settle(self, seconds: float) -> None:
         self.intake.settle_s = seconds

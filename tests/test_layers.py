@@ -42,7 +42,7 @@ LAYERS = [
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],
-    ["record", "work", "loop", "check", "bench"],
+    ["cells", "record", "work", "loop", "check", "bench"],
     ["cli", "__main__"],
 ]
 """Lowest first. A module may import from lower rows, and in its own row from the left."""

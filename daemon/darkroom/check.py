@@ -14,7 +14,7 @@ from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
-from darkroom.job import resolve
+from darkroom.job import Request, goes_by_lines, parse, read_presets, resolve
 from darkroom.spool import Spool, holder, read
 
 DEVICE_TIMEOUT_S = 120.0
@@ -30,22 +30,44 @@ class Finding:
 
 
 def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
-    """What is wrong with a job file, a line each; empty if it can be run here."""
+    """What is wrong with a job file or a list, a line each; empty if it can be run here. Raises ConfigError."""
     spool = Spool(config.folders, config.limits)
-    most_bytes = spool.most_bytes(path.name)
     try:
-        resolve(dropped.read(path.name, read(str(path), most_bytes), most_bytes), config, catalog, "checked")
-    except DarkroomError as error:
-        return [str(fault) for fault in error.errors] or [error.message]
+        data = read(str(path), spool.most_bytes(path.name))
     except OSError as error:
         return [error.strerror or str(error)]
-    return []
+    return faults_in(path.name, data, config, catalog)
+
+
+def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog) -> list[str]:
+    """The same for the content of a file of that name. Of a list, each entry is looked at."""
+    presets = read_presets(config)
+    try:
+        found = dropped.read(name, data, config.limits, presets)
+        if isinstance(found, Request):
+            resolve(found, config, catalog, "checked")
+            return []
+    except DarkroomError as error:
+        return _told(error)
+    faults = []
+    for entry in found.entries:
+        try:
+            resolve(parse(entry.as_file(name, found.defaults), presets), config, catalog, "checked")
+        except DarkroomError as error:
+            which = "line" if goes_by_lines(name) else "entry"
+            faults += [f"{which} {entry.number}: {fault}" for fault in _told(error)]
+    return faults
+
+
+def _told(error: DarkroomError) -> list[str]:
+    return [str(fault) for fault in error.errors] or [error.message]
 
 
 def preflight(config: Config) -> Iterator[Finding]:
     """Folders, space, models, device, one after the other; each yielded as it is known."""
     yield from _folders(config)
     yield from _models(config)
+    yield from _presets(config)
     if config.executor.kind == "local":
         yield _device(config)
 
@@ -88,6 +110,23 @@ def _models(config: Config) -> Iterator[Finding]:
             continue
         default = ", the default" if name == catalog.default else ""
         yield Finding("model", True, f"{name}{default}: {model.place}, {family}, native size {size}")
+
+
+def _presets(config: Config) -> Iterator[Finding]:
+    try:
+        presets = read_presets(config)
+    except ConfigError as error:
+        yield Finding("presets", False, error.message)
+        return
+    for name, fields in presets.items():
+        what = f"preset {name}"
+        try:
+            resolve(Request.model_validate({"prompt": "a", **fields}), config, Catalog(config.models), "checked")
+        except DarkroomError as error:
+            yield Finding(what, False, error.message)
+            continue
+        said = ", ".join(f"{field} {json.dumps(value, ensure_ascii=False)}" for field, value in fields.items())
+        yield Finding(what, True, f"inbox/{name}/: {said or 'changes nothing'}")
 
 
 def _device(config: Config) -> Finding:

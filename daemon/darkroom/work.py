@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from darkroom import dropped
 from darkroom.catalog import Catalog
+from darkroom.cells import run_cell
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -24,11 +25,13 @@ from darkroom.errors import (
     RenderFailed,
     Stopped,
     StorageTrouble,
+    Unfinished,
+    first_line,
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
 from darkroom.health import Health
-from darkroom.job import Job, Request, resolve
+from darkroom.job import Job, JobList, Request, goes_by_lines, is_entry_file, read_presets, resolve, running_order
 from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket, Verdict
 
@@ -78,27 +81,49 @@ class Work:
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
-    known: tuple[str, bytes | None, Request] | None = None
+    known: tuple[str, bytes | None, Request | JobList] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
 
-    def judge(self, name: str, data: bytes | None) -> None:
-        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest."""
+    def __post_init__(self) -> None:
+        self.presets = read_presets(self.config)
+
+    def judge(self, name: str, data: bytes | None) -> bool:
+        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest.
+
+        Returns whether it is not to wait for its turn: a list, whose jobs are to stand in the order themselves.
+        """
+        if data is not None and goes_by_lines(name):
+            raise Unfinished("Nothing tells the end of this list: it is taken when it has not grown for a while")
         try:
-            resolve(self._read(name, data), self.config, self.catalog, "judged")
+            request = self._read(name, data)
+            if isinstance(request, JobList):
+                return True
+            resolve(request, self.config, self.catalog, "judged")
         except InvalidRequest:
             raise
         except JobError:
-            return  # a model that is broken now may be mended before the job's turn
+            return False  # a model that is broken now may be mended before the job's turn
+        return False
 
     def refuse(self, ticket: Ticket) -> bool:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
         record = self._record(ticket)
         try:
-            self._resolve(record)
+            if not isinstance(self._request(record), JobList):
+                self._resolve(record)
         except JobError as error:
             self._publish(record, error)
             return True
         return False
+
+    def split(self, ticket: Ticket) -> Iterator[None] | None:
+        """Make jobs of a list's entries, in slices: go on until it ends. None where the ticket is a job.
+
+        Raises StorageTrouble: the list lies in ``working/`` and is gone on with later.
+        """
+        record = self._record(ticket)
+        found = self._request(record)
+        return self._split(record, found) if isinstance(found, JobList) else None
 
     def do(self, ticket: Ticket) -> None:
         """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
@@ -111,8 +136,14 @@ class Work:
         error: DarkroomError | None = None
         try:
             if record.state is None:
+                found = self._request(record)
+                if isinstance(found, JobList):
+                    for _ in self._split(record, found):
+                        self._look_around_at_times()
+                    return
                 self._resolve(record)
             self._render(record)
+            self._draw_grid(record)
         except (JobError, EngineDied, EngineStalled) as caught:
             error = caught
         except DarkroomError:
@@ -124,10 +155,25 @@ class Work:
             error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)
 
-    def _read(self, name: str, data: bytes | None) -> Request:
+    def _read(self, name: str, data: bytes | None) -> Request | JobList:
         if self.known is None or self.known[:2] != (name, data):
-            self.known = (name, data, dropped.read(name, data, self.spool.most_bytes(name)))
+            self.known = (name, data, dropped.read(name, data, self.config.limits, self.presets))
         return self.known[2]
+
+    def _request(self, record: Record) -> Request | JobList:
+        """What was asked for. Raises InvalidRequest."""
+        return self._read(record.ticket.origin.dropped, record.request)
+
+    def _split(self, record: Record, found: JobList) -> Iterator[None]:
+        ticket, entries = record.ticket, found.entries
+        width = max(4, len(str(entries[-1].number)))
+        files = (
+            (f"{entry.number:0{width}}.json", entry.as_file(ticket.origin.name, found.defaults)) for entry in entries
+        )
+        plan = yield from self.spool.split(ticket, files)
+        ticket.log("list.split", {"jobs": plan.entries})
+        path = self.spool.publish(ticket, record.verdict_of_list(plan.folder, plan.entries))
+        self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
         """What is known of a job so far, from its folder."""
@@ -148,10 +194,12 @@ class Work:
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
         ticket = record.ticket
-        job = resolve(self._read(ticket.origin.dropped, record.request), self.config, self.catalog, ticket.id)
+        request = self._request(record)
+        assert isinstance(request, Request)
+        job = resolve(request, self.config, self.catalog, ticket.id)
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
-        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count)
+        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.total)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
@@ -191,14 +239,19 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
-        with closing(self.executor.run(state.job, frozenset(record.pictures))) as events:
-            for event in events:
-                self._take(record, event)
-                if self.clock() - self.looked_around_at >= LOOK_AROUND_S:
-                    self.looked_around_at = self.clock()
-                    self.look_around()
-                    if ticket.cancel_wanted():
+        for record.cell in running_order(state.job):
+            with closing(run_cell(self.executor, record.job, record.cell, frozenset(record.pictures))) as events:
+                for event in events:
+                    self._take(record, event)
+                    if self._look_around_at_times() and ticket.cancel_wanted():
                         raise Cancelled("The job was cancelled while it ran")
+
+    def _look_around_at_times(self) -> bool:
+        if self.clock() - self.looked_around_at < LOOK_AROUND_S:
+            return False
+        self.looked_around_at = self.clock()
+        self.look_around()
+        return True
 
     def _take(self, record: Record, event: Event) -> None:
         ticket = record.ticket
@@ -238,6 +291,20 @@ class Work:
         assert state is not None
         self.insist(lambda: record.ticket.save_state(state))
 
+    def _draw_grid(self, record: Record) -> None:
+        """The picture of all pictures of a matrix. A job does not fail for it."""
+        job, ticket = record.job, record.ticket
+        if job.matrix is None:
+            return
+        from darkroom.output import grid  # brings Pillow
+
+        try:
+            data = grid(job.matrix, [Path(ticket.at(picture.file)) for picture in record.in_order()], each=job.count)
+        except Exception as error:
+            self._say("grid.failed", ticket, level="warning", why=first_line(error))
+            return
+        record.grid = self.insist(lambda: ticket.save_grid(data))
+
     def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
         ticket = record.ticket
         verdict = record.verdict(error)
@@ -249,6 +316,7 @@ class Work:
             fields |= {"reason": verdict.error.reason, "why": verdict.error.message}
         ticket.log(event, fields)
         path = self.insist(lambda: self.spool.publish(ticket, verdict))
+        self._tidy(record)
         getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
         if verdict.error is None:
             self.done += 1
@@ -257,6 +325,12 @@ class Work:
         self.health.update(done=self.done, failed=self.failed, last_job=path.name)
         if self.viewer:
             self.viewer.verdict(ticket, verdict, path)
+
+    def _tidy(self, record: Record) -> None:
+        """The folder of a list goes with the last of its entries."""
+        folder = record.ticket.origin.dropped.rpartition("/")[0]
+        if folder and folder not in self.presets and is_entry_file(record.request or b""):
+            self.spool.tidy(folder)
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
         """One line in the daemon's log and the same in the job's."""

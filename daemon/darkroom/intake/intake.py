@@ -65,6 +65,7 @@ class _Is(Enum):
 
     NEW = auto()
     READY = auto()
+    LIST = auto()
     UNFINISHED = auto()
     HOPELESS = auto()
     UNREADABLE = auto()
@@ -91,12 +92,13 @@ class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
     ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one. ``report`` is called once for each thing that is left in the
-    inbox, with its name and the reason. Only ``hint`` may be called from another thread.
+    what is no job, Unfinished for what may yet become one, and returns whether it is a list. ``report`` is called once
+    for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may be called from another
+    thread.
     """
 
     spool: Spool
-    judge: Callable[[str, bytes | None], None]
+    judge: Callable[[str, bytes | None], bool]
     report: Callable[[str, str], None]
     settle_s: float
     rescan_s: float
@@ -202,7 +204,10 @@ class Intake:
         return bool(self._hopeless) or bool(self._new and self.clock() >= self._next_judging)
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
-        """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
+        """Files that do not wait for a turn: what can never be a job, and lists, whose jobs are to.
+
+        Looks at new ones for about ``budget_s`` seconds.
+        """
         begin = self.clock()
         if self._new and begin >= self._next_judging:
             while self._new and self.clock() < begin + budget_s:
@@ -213,7 +218,7 @@ class Intake:
             self._next_judging = end + JUDGE_SHARE * (end - begin)
         while self._hopeless:
             candidate = self._hopeless.popleft()
-            if self._is_here(candidate) and candidate.state is _Is.HOPELESS:
+            if self._is_here(candidate) and candidate.state in (_Is.HOPELESS, _Is.LIST):
                 del self._files[candidate.arrival.name]
                 yield candidate.arrival
 
@@ -230,6 +235,8 @@ class Intake:
             if candidate.state is _Is.READY:
                 del self._files[candidate.arrival.name]
                 return candidate.arrival
+            if candidate.state is _Is.LIST:
+                return None  # what comes after it comes after its jobs
         return None
 
     # The files that are known
@@ -416,7 +423,7 @@ class Intake:
         """Read the file and judge it."""
         arrival = candidate.arrival
         try:
-            self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
+            is_list = self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
         except Unfinished:
             candidate.state = _Is.UNFINISHED
             self._unfinished.append(candidate)
@@ -431,7 +438,9 @@ class Intake:
             self._report(arrival.name, f"it cannot be read: {error.strerror or error}")
             return
         else:
-            candidate.state = _Is.READY
+            candidate.state = _Is.LIST if is_list else _Is.READY
+            if is_list:
+                self._hopeless.append(candidate)
         self._unreadable_in_a_row = 0
 
     def _set_hopeless(self, candidate: _Candidate) -> None:

@@ -1,20 +1,33 @@
 """Jobs: what the user wrote (``Request``), what is rendered (``Job``), what came of it (``Result``)."""
 
-from darkroom.job.parse import parse, parse_fields
+from darkroom.job.entry import is_entry_file
+from darkroom.job.lists import JobList, goes_by_lines, read_list
+from darkroom.job.parse import NO_PRESETS, Presets, parse, parse_fields
+from darkroom.job.presets import preset_of, read_presets
 from darkroom.job.resolve import resolve
 from darkroom.job.types import NO_IMAGES, ErrorReport, Hires, Images, Job, LoraUse, PictureRecord, Request, Result
+from darkroom.job.variations import running_order
 
 __all__ = [
     "NO_IMAGES",
+    "NO_PRESETS",
     "ErrorReport",
     "Hires",
     "Images",
     "Job",
+    "JobList",
     "LoraUse",
     "PictureRecord",
+    "Presets",
     "Request",
     "Result",
+    "goes_by_lines",
+    "is_entry_file",
     "parse",
     "parse_fields",
+    "preset_of",
+    "read_list",
+    "read_presets",
     "resolve",
+    "running_order",
 ]

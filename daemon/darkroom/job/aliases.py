@@ -18,9 +18,7 @@ ALIASES = {
 }
 """Other name → ours. ``batch_size`` × ``n_iter`` become ``count``; model and clip skip may be ``override_settings``."""
 
-LATER = frozenset(
-    {"loras", "init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale", "matrix", "jobs"}
-)
+LATER = frozenset({"loras", "init_image", "init_images", "mask_image", "mask", "strength", "hires", "upscale"})
 """Fields of formats to come: known, refused, and said so."""
 
 _ANY_FLAG = (True, False, None)

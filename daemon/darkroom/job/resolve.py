@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import secrets
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +11,10 @@ from darkroom import __version__
 from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest
+from darkroom.job.dynamic import choose_words
+from darkroom.job.entry import named
 from darkroom.job.types import Job, Request
+from darkroom.job.variations import cells_of, gather, one_of, with_seeds
 from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
 from darkroom.strict_json import shown
@@ -22,19 +24,54 @@ _DEFAULTS = {
     "negative_prompt": "",
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
-    "seed": -1,
     "count": 1,
     "clip_skip": 1,
     "long_prompt": "chunk",
 }
+_SETTLED = ("dynamic", "preset", "matrix", "cells")
+"""Fields of a request that are no field of a job."""
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
 def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
-    """Decide every field. A seed is chosen (32 bits) where none was asked.
+    """Decide every field, of each cell; choose a seed (32 bits) where none was asked, and the words of dynamic prompts.
 
     Raises InvalidRequest (unknown model or sampler, over a limit) or ModelUnavailable (a model's folder is broken).
     """
+    try:
+        request = choose_words(with_seeds(request), config.prompts)
+        cells = cells_of(request)
+        if not cells:
+            return _decide(request, config, catalog, id)
+        _check_number(len(cells), request.count or 1, config)
+        jobs = [_decide_cell(request, cell, number, config, catalog, id) for number, cell in enumerate(cells, 1)]
+        return gather(request, cells, jobs)
+    except InvalidRequest as error:
+        raise InvalidRequest(named(request.source) + error.message, errors=error.errors) from None
+
+
+def _check_number(cells: int, count: int, config: Config) -> None:
+    limit = config.limits.max_count
+    if cells * count <= limit:
+        return
+    fault = FieldError(
+        f"{cells:,} cells × {count:,} are {cells * count:,} pictures", "matrix", hint=f"here it is {limit}"
+    )
+    raise InvalidRequest(f"The job cannot be done here: {fault}.", errors=(fault,))
+
+
+def _decide_cell(request: Request, cell: dict[str, Any], number: int, config: Config, catalog: Catalog, id: str) -> Job:
+    """Raises InvalidRequest, saying in which cell the fault is."""
+    try:
+        return _decide(one_of(request, cell), config, catalog, id)
+    except InvalidRequest as error:
+        values = shown(", ".join(f"{field} {value}" for field, value in cell.items()))
+        message = f"{error.message.removesuffix('.')}, in cell {number} ({values})."
+        raise InvalidRequest(message, errors=error.errors) from None
+
+
+def _decide(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
+    """One job, without cells."""
     model = _find_model(request.model or catalog.default, catalog)
     defaults = model.defaults
     errors: list[FieldError] = []
@@ -48,10 +85,10 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         }
         | _said(defaults)
         | _said(request)
-        | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule}
+        | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule, "source": _source(request)}
     )
-    if chosen["seed"] < 0:
-        chosen["seed"] = secrets.randbits(32)
+    for field in _SETTLED:
+        chosen.pop(field, None)
     job = Job(**chosen)
     _check_limits(job, config, errors)
     _check_tags(job, errors)
@@ -59,6 +96,10 @@ def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
     return job
+
+
+def _source(request: Request) -> dict[str, Any]:
+    return (request.source or {}) | ({"preset": request.preset} if request.preset is not None else {})
 
 
 def _said(model: BaseModel) -> dict[str, Any]:

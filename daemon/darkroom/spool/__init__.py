@@ -25,12 +25,14 @@ from darkroom.spool.names import (
     slug,
     timestamp,
 )
+from darkroom.spool.split import OF_LIST
 from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
 from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
     "KINDS",
     "MAX_FOLDER_DEPTH",
+    "OF_LIST",
     "PAUSE",
     "Arrival",
     "Call",
