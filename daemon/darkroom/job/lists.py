@@ -106,12 +106,13 @@ def _items(document: Document, path: strict_json.Path) -> Iterator[Entry]:
     value = document.value
     for key in path:
         value = value[key]
-    line, begin = 1, 0
+    line, line_start, begin = 1, 0, 0
     for index in range(len(value)):
         at = document.places[(*path, index)]
-        line, begin = line + document.text.count("\n", begin, at), at
-        column = at - document.text.rfind("\n", 0, at)
-        yield Entry(index + 1, line, column, document.item((*path, index)))
+        line += document.text.count("\n", begin, at)
+        line_start = max(line_start, document.text.rfind("\n", begin, at) + 1)
+        begin = at
+        yield Entry(index + 1, line, at - line_start + 1, document.item((*path, index)))
 
 
 def _with_defaults(document: Document) -> JobList:

@@ -52,10 +52,10 @@ def split(
             disk.remove_tree(made)
         disk.mkdir(made)
         for name, data in files:
-            disk.write(f"{made}/{name}", data)
+            disk.write(f"{made}/{name}", data, sync=False)
             count += 1
             yield
-        disk.sync_folder(made)
+        disk.sync_all(made)
         plan = Plan(folder=_free_folder(ticket, inbox, taken), entries=count)
         _write(plan, ticket, disk)
     while os.path.isdir(made):
