@@ -141,7 +141,7 @@ class DiskModel:
                 self._folder_of(call.path).change({call.path.name: None})
             case "rename" if node is not None and call.target is not None:
                 self._rename(node, call.path, call.target)
-            case "mkdir" | "unlink" | "link" | "rename":
+            case "mkdir" | "unlink" | "link" | "rename" | "rmdir":
                 pass
             case _:
                 raise AssertionError(f"the model does not know how {call} could happen")

@@ -78,7 +78,7 @@ def run(
 def submit(
     jobs: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, job files (*.json), or pictures to make again."),
+        typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, files of jobs, or pictures to make again."),
     ],
     config: ConfigOption = None,
     root: RootOption = None,
@@ -93,6 +93,7 @@ def submit(
     [dim]darkroom submit "a red circle on a blue background"
     darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
     darkroom submit tonight/*.json
+    darkroom submit prompts.txt --set steps=30   a prompt on each line
     darkroom submit cat-1.png --set seed=8       the recipe inside, with another seed[/dim]
     """
     from darkroom.cli.submit import submit_jobs

@@ -59,7 +59,7 @@ def _cancel(spool: Spool, name: str) -> list[str]:
     for _ in range(2):
         done = []
         for known, path in _waiting(spool):
-            if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)):
+            if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)) or known.startswith(f"{name}/"):
                 spool.disk.unlink(path)
                 done.append(f"taken out of the inbox: {path}")
         for known, folder in _running(spool):

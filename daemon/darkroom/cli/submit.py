@@ -13,11 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
 from darkroom.catalog import Catalog
-from darkroom.config import Config, load
-from darkroom.errors import InvalidRequest, JobError, StorageTrouble, UsageError
+from darkroom.check import faults_in
+from darkroom.config import Config, Limits, load
+from darkroom.errors import InvalidRequest, StorageTrouble, UsageError
 from darkroom.health import read as read_health
-from darkroom.job import parse, resolve
-from darkroom.spool import Disk, Spool, is_held, is_job, is_picture, is_plain, new_id, published_name, slug
+from darkroom.job import goes_by_lines, read_list
+from darkroom.spool import (
+    OF_LIST,
+    Disk,
+    Spool,
+    Ticket,
+    is_held,
+    is_job,
+    is_picture,
+    is_plain,
+    new_id,
+    published_name,
+    request_in,
+    slug,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -53,9 +67,9 @@ def submit_jobs(
         raise UsageError("--name is for one job, and must be a plain file name without slashes")
     fields = dict(_setting(text) for text in settings)
     prepared = [_prepare(job, fields, name) for job in jobs]
-    for label, data in prepared:
-        _validate(label, data, config)
-    dropped = [_drop(spool, label, data) for label, data in prepared]
+    for label, kind, data in prepared:
+        _validate(label, kind, data, config)
+    dropped = [_drop(spool, label, data, kind) for label, kind, data in prepared]
     if not wait:
         for job in dropped:
             print(job.path)
@@ -75,8 +89,8 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, bytes]:
-    """A job's name and content, from a file, from a picture's recipe, or from a prompt."""
+def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, str, bytes]:
+    """A job's name, kind and content, from a file, from a picture's recipe, or from a prompt."""
     path = Path(job)
     if is_job(job):
         try:
@@ -89,41 +103,61 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, b
             from darkroom.cli.recipe import recipe_of  # brings Pillow
 
             data = _json(recipe_of(job, data))
+        kind = path.suffix.lower() if goes_by_lines(job) else ".json"
         if fields:
-            try:
-                value = strict_json.parse(strict_json.decode(data)).value
-            except strict_json.JSONFault as fault:
-                raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
-            if not isinstance(value, dict):
-                raise UsageError(f"{job}: a job is a JSON object")
-            data = _json({**value, **fields})
-        return name or path.stem, data
+            data = _with_fields(job, data, fields)
+            kind = ".json"
+        return name or path.stem, kind, data
     data = _json({"prompt": job, **fields})
-    return name or slug(job)[:40].strip("-._") or "job", data
+    return name or slug(job)[:40].strip("-._") or "job", ".json", data
+
+
+def _with_fields(job: str, data: bytes, fields: dict[str, Any]) -> bytes:
+    """A job file, or a list, in which these fields are set, whatever else it says."""
+    limits = Limits()
+    try:
+        if is_picture(job):
+            job = "recipe.json"
+        found = read_list(job, data, most=limits.max_jobs_per_file, most_bytes=limits.max_job_bytes)
+        if found is None:
+            return _json({**_object(data), **fields})
+        given = {} if found.defaults is None else strict_json.parse(found.defaults).value
+        entries = [
+            {"prompt": entry.written} if entry.column is None else _object(entry.written) for entry in found.entries
+        ]
+    except strict_json.JSONFault as fault:
+        raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
+    except InvalidRequest as error:
+        raise UsageError(f"{job}: {error.message}") from None
+    kept = [{key: value for key, value in entry.items() if key not in fields} for entry in entries]
+    return _json({"defaults": {**given, **fields}, "jobs": kept})
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    value = strict_json.parse(text if isinstance(text, str) else strict_json.decode(text)).value
+    if not isinstance(value, dict):
+        raise UsageError("a job is a JSON object: --set has nothing to set its fields in")
+    return value
 
 
 def _json(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _validate(label: str, data: bytes, config: Config) -> None:
-    try:
-        resolve(parse(data), config, Catalog(config.models), "checked")
-    except InvalidRequest as error:
-        lines = [f"{label}: {fault}" for fault in error.errors] or [f"{label}: {error.message}"]
-        raise UsageError("\n".join(lines)) from None
-    except JobError as error:
-        raise UsageError(f"{label}: {error.message}") from None
+def _validate(label: str, kind: str, data: bytes, config: Config) -> None:
+    faults = faults_in(f"{label}{kind}", data, config, Catalog(config.models))
+    if faults:
+        raise UsageError("\n".join(f"{label}: {fault}" for fault in faults))
 
 
-def _drop(spool: Spool, name: str, data: bytes) -> _Dropped:
+def _drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped:
     """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
     disk = spool.disk
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)
         inode = hidden.stat().st_ino
-        path = reveal(disk, hidden, spool.inbox / name, ".json")
+        path = reveal(disk, hidden, spool.inbox / name, kind)
         disk.unlink(hidden)
         disk.sync_folder(spool.inbox)
     except (OSError, StorageTrouble) as error:
@@ -176,8 +210,10 @@ def _wait_for(dropped: list[_Dropped], spool: Spool) -> int:
                     case "working", folder:
                         _show_progress(bars, tasks[job.name], job, folder)
                         continue
+                    case "verdict", folder if _is_under_way(spool, folder):
+                        continue
                     case "verdict", folder:
-                        failed += not _report(job, folder)
+                        failed += not _report(folder, spool)
                     case _ if time.monotonic() < job.lost_at:
                         continue  # between two folders
                     case _:
@@ -196,15 +232,32 @@ def _find(job: _Dropped, spool: Spool) -> Any:
         job.lost_at = time.monotonic() + LOST_S
         return "inbox"
     for folder in _folders(spool.working):
-        if _inode(folder / "request.json") == job.inode:
+        if _is_of(job, folder):
             job.lost_at = time.monotonic() + LOST_S
             return "working", folder
     for base in (spool.done, spool.failed):
         for folder in _folders(base):
-            same_name = folder.name == job.name or folder.name.startswith(f"{job.name}~")
-            if same_name and _inode(folder / "request.json") == job.inode:
-                return "verdict", folder
+            if folder.name == job.name or folder.name.startswith(f"{job.name}~"):
+                for verdict in (folder, folder / OF_LIST):
+                    if _is_of(job, verdict):
+                        return "verdict", verdict
     return None
+
+
+def _is_of(job: _Dropped, folder: Path) -> bool:
+    request = request_in(folder)
+    return request is not None and _inode(Path(request)) == job.inode
+
+
+def _is_under_way(spool: Spool, folder: Path) -> bool:
+    """Whether it is the verdict of a list of which some jobs wait or run: looked at in the order in which they move."""
+    if folder.name != OF_LIST:
+        return False
+    group = folder.parent.name
+    if any(not entry.name.startswith(".") for entry in _folders(spool.inbox / group)):
+        return True
+    tickets = (Ticket.load(path, spool.disk) for path in _folders(spool.working))
+    return any(ticket is not None and ticket.name.startswith(f"{group}/") for ticket in tickets)
 
 
 def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) -> None:
@@ -219,8 +272,17 @@ def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) ->
     bars.update(task, description=job.name.replace("[", r"\["), total=total, completed=min(completed, total))
 
 
-def _report(job: _Dropped, folder: Path) -> bool:
-    """Print the verdict; whether the job is done."""
+def _report(folder: Path, spool: Spool) -> bool:
+    """Print the verdict, of a list those of all its jobs; whether all is done."""
+    if folder.name == OF_LIST:
+        group = folder.parent.name
+        verdicts = [path for base in (spool.done, spool.failed) for path in _folders(base / group)]
+        told = [_tell(verdict) for verdict in sorted(verdicts) if verdict.name != OF_LIST]
+        return all(told)
+    return _tell(folder)
+
+
+def _tell(folder: Path) -> bool:
     try:
         message = json.loads((folder / "error.json").read_bytes())["message"]
     except FileNotFoundError:
