@@ -55,7 +55,9 @@ def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog) -
             resolve(parse(entry.as_file(name, found.defaults), presets), config, catalog, "checked")
         except DarkroomError as error:
             which = "line" if goes_by_lines(name) else "entry"
-            faults += [f"{which} {entry.number}: {fault}" for fault in _told(error)]
+            faults += [
+                fault if fault.startswith("line ") else f"{which} {entry.number}: {fault}" for fault in _told(error)
+            ]
     return faults
 
 

@@ -33,6 +33,8 @@ class Record:
     """When progress was last shown, in monotonic seconds."""
     cell: int = 0
     """Which cell of the job is under way."""
+    model: str | None = None
+    """Which model it found ready, in this attempt."""
     grid: str | None = None
     """The file of all pictures of a matrix."""
 
@@ -65,11 +67,13 @@ class Record:
             "finished": len(self.pictures),
         }
 
-    def loaded(self, event: Loaded) -> None:
-        """The model is ready."""
+    def loaded(self, event: Loaded) -> bool:
+        """The model is ready. Returns whether it was so in the cell before."""
         self.device = event.device
         self.versions = dict(event.versions)
         self._add("load", event.seconds)
+        before, self.model = self.model, event.model
+        return event.model == before
 
     def saved(self, event: Picture, file: str, seconds: float) -> None:
         """A picture is on disk, which took ``seconds``."""

@@ -239,6 +239,7 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
+        record.model = None
         for record.cell in running_order(state.job):
             with closing(run_cell(self.executor, record.job, record.cell, frozenset(record.pictures))) as events:
                 for event in events:
@@ -257,10 +258,11 @@ class Work:
         ticket = record.ticket
         match event:
             case Loaded():
-                record.loaded(event)
+                known = record.loaded(event)
                 seconds = round(event.seconds, 3)
                 fields = {"model": event.model, "seconds": seconds, "device": event.device}
-                self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
+                if not known:
+                    self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
             case Step():
                 now = self.clock()
                 if now - record.progress_at >= PROGRESS_S:

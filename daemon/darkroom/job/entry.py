@@ -61,12 +61,14 @@ class _InList(Document):
     """Where it begins in the list."""
 
     def place(self, path: Path) -> tuple[int, int] | tuple[None, None]:
-        """As it is in the list; the entry's own place for what does not stand in it, such as a default."""
-        at = self.places.get(path) if path[:1] == ("job",) else None
-        line, column = self.begin if at is None else position(self.text, at)
+        """As it is in the list; none for what does not stand in the entry, such as a default."""
         first_line, first_column = self.origin
         if first_column is None:
             return first_line, 1
+        at = self.places.get(path)
+        if at is None:
+            return None, None
+        line, column = position(self.text, at)
         return (
             first_line + line - self.begin[0],
             first_column + column - self.begin[1] if line == self.begin[0] else column,

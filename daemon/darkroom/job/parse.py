@@ -214,6 +214,8 @@ def _take_batches(fields: dict[str, Any], take: Any, errors: list[FieldError]) -
 
 
 def _unknown(field: str, value: Any) -> FieldError:
+    if field == "jobs":
+        return FieldError("a list of jobs cannot stand within a job", field, hint="a list holds jobs alone")
     if field in LATER:
         return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
     if field in DO_NOTHING:
