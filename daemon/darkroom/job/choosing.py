@@ -38,6 +38,7 @@ class Chooser:
     def __init__(self, wildcards: Wildcards) -> None:
         self._wildcards = wildcards
         self._commands: dict[str, Command] = {}
+        self._checked: set[str] = set()
         self._until = time.monotonic() + LONGEST_S
 
     def choose(self, template: str, seed: int) -> str:
@@ -100,10 +101,13 @@ class Chooser:
     def _check_wildcard(self, name: str, within: tuple[str, ...]) -> None:
         if name in within:
             raise Refused(f"the wildcard {' → '.join((*within, name))} contains itself", "break the circle", name)
+        if name in self._checked:
+            return
         self._wildcards.lookups = 0
         for value in self._wildcards.values(name):
-            if "__" in value and value not in self._commands:
+            if "__" in value:
                 self._check(self._read(value), (*within, name))
+        self._checked.add(name)
 
 
 def _depth(text: str) -> int:

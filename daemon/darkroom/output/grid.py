@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ class _Layout:
         """What the words beside the rows take."""
         return max(80, self.side * 5 // 8) if any(self.rows) else self.gap
 
-    @property
+    @cached_property
     def above(self) -> int:
         """What the words above the columns take."""
-        return _LINES * line_height(font(self.letters)) + self.gap
+        letters = font(self.letters)
+        lines = max(len(wrap(legible(words, letters), letters, self.cell, _LINES)) for words in self.columns)
+        return lines * line_height(letters) + 2 * self.gap
 
     @property
     def heading(self) -> int:
@@ -92,7 +95,7 @@ def grid(axes: Axes, pictures: Sequence[Path], *, each: int = 1) -> bytes:
         across = layout.left + column * (layout.cell + 2 * layout.gap)
         down = top + layout.above + row * (layout.side + layout.gap)
         if row == 0:
-            _write(draw, layout.columns[column], (across, top), layout.cell, layout)
+            _write(draw, layout.columns[column], (across, top + layout.gap), layout.cell, layout)
         if column == 0:
             _write(draw, layout.rows[row], (layout.gap, down), layout.left - 2 * layout.gap, layout)
         for index, path in enumerate(pictures[cell * each : (cell + 1) * each]):
