@@ -217,6 +217,39 @@ def test_a_list_of_an_odd_name_runs_as_well(darkroom: Darkroom, stem: str) -> No
     assert darkroom.names("inbox") == []
 
 
+def test_a_list_in_a_folder_whose_name_is_no_text_runs_as_well(darkroom: Darkroom) -> None:
+    """Fault 19."""
+    darkroom.drop("\udcff/night\udcfe.json", [{"prompt": "a"} | SMALL])  # type: ignore[arg-type]
+    loop = darkroom.run_once()
+    assert (loop.work.done, loop.work.failed) == (1, 0)
+    (result,) = darkroom.done.rglob("0001/result.json")
+    assert json.loads(result.read_bytes())["source"]["list"]["file"] == "\\xff/night\\xfe.json"
+
+
+def test_a_list_whose_folder_is_taken_away_meanwhile_goes_on_in_the_inbox(darkroom: Darkroom) -> None:
+    darkroom.drop("team/night.json", [{"prompt": "a"} | SMALL])  # type: ignore[arg-type]
+
+    def observe(call: Call) -> None:
+        if call.path.name == ".list.json.tmp" and call.name == "rename" and (darkroom.inbox / "team").is_dir():
+            (darkroom.inbox / "team").rmdir()
+
+    darkroom.run_once(disk=Disk(observe))
+    assert darkroom.result("night/0001")["status"] == "done"
+    assert darkroom.names("inbox") == darkroom.names("working") == []
+
+
+def test_a_name_that_is_taken_in_the_last_moment_leads_to_another(darkroom: Darkroom) -> None:
+    darkroom.drop("night.json", [{"prompt": "a"} | SMALL])  # type: ignore[arg-type]
+
+    def observe(call: Call) -> None:
+        if call.path.name == ".list.json.tmp" and call.name == "rename" and not (darkroom.inbox / "night").exists():
+            (darkroom.inbox / "night").write_text("mine")
+
+    darkroom.run_once(disk=Disk(observe))
+    assert darkroom.result("night~2/0001")["status"] == "done"
+    assert darkroom.names("working") == []
+
+
 def claimed(darkroom: Darkroom) -> list[str]:
     return [fields["name"] for fields in darkroom.log.of("job.claimed")]
 

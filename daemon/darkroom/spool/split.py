@@ -13,11 +13,11 @@ After a crash: without ``list.json`` they are written anew; with it, they are in
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Generator, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from pydantic import BaseModel, ValidationError
 
 from darkroom.spool.disk import Disk
 from darkroom.spool.names import free_number, is_conflict_copy, is_plain, is_temporary, slug
@@ -30,8 +30,9 @@ OF_LIST = "list"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-class Plan(BaseModel):
-    """list.json: ``folder`` is relative to the inbox."""
+@dataclass(frozen=True)
+class Plan:
+    """list.json: ``folder`` is relative to the inbox, its odd bytes as the system gives them."""
 
     folder: str
     entries: int
@@ -60,33 +61,37 @@ def split(
         _write(plan, ticket, disk)
     while os.path.isdir(made):
         try:
-            _make_parents(inbox, plan.folder, disk)
             disk.rename(made, f"{inbox}/{plan.folder}")
         except OSError as error:
-            if error.errno not in _TAKEN:
+            gone = error.errno == errno.ENOENT and "/" in plan.folder
+            if error.errno not in _TAKEN and not gone:
                 raise
-            plan = Plan(folder=_free_folder(ticket, inbox, taken), entries=plan.entries)  # somebody else was quicker
+            plan = Plan(folder=_free_folder(ticket, inbox, taken), entries=plan.entries)  # by somebody quicker
             _write(plan, ticket, disk)
     disk.sync_folder(f"{inbox}/{plan.folder}".rpartition("/")[0])
-    disk.sync_folder(ticket.place)
     return plan
 
 
 def _planned(ticket: Ticket) -> Plan | None:
     try:
-        return Plan.model_validate_json(Path(ticket.at(PLAN)).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return Plan(**json.loads(Path(ticket.at(PLAN)).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
 def _write(plan: Plan, ticket: Ticket, disk: Disk) -> None:
-    disk.replace(ticket.at(PLAN), plan.model_dump_json().encode("utf-8", "surrogatepass"))
-    disk.sync_folder(ticket.place)
+    disk.replace(ticket.at(PLAN), json.dumps(asdict(plan)).encode())
+    disk.sync_folder(ticket.place)  # kept: without a journal a folder's names may be written in any order
 
 
 def _free_folder(ticket: Ticket, inbox: Path, taken: Iterable[Path]) -> str:
-    """The list's name without its kind, in the folder where the list lay; numbered where there are results of it."""
+    """The list's name without its kind, where the list lay, or in the inbox itself where that folder is gone.
+
+    Numbered where the name is taken, by results too.
+    """
     group, slash, leaf = ticket.origin.dropped.rpartition("/")
+    if not os.path.isdir(inbox / group):
+        group = slash = ""
     stem = leaf.rpartition(".")[0]
     stem = stem if is_plain(stem) else slug(stem)
     if is_temporary(stem) or is_conflict_copy(stem):
@@ -99,14 +104,3 @@ def _free_folder(ticket: Ticket, inbox: Path, taken: Iterable[Path]) -> str:
 
     number = free_number(is_taken)
     return f"{group}{slash}{stem}" + (f"~{number}" if number > 1 else "")
-
-
-def _make_parents(inbox: Path, folder: str, disk: Disk) -> None:
-    """The folder that the list lay in may be gone."""
-    *groups, _ = folder.split("/")
-    path = str(inbox)
-    for group in groups:
-        above, path = path, f"{path}/{group}"
-        if not os.path.isdir(path):
-            disk.mkdir(path)
-            disk.sync_folder(above)
