@@ -15,7 +15,7 @@ from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import InvalidRequest
 from darkroom.job import Job, parse, resolve
-from darkroom.output import recipe
+from darkroom.output import infotext, read_infotext, recipe
 
 
 @pytest.fixture
@@ -151,6 +151,13 @@ def test_template_choice_and_seed_are_on_record_and_the_result_repeats_exactly(
     assert own is not None
     assert own["prompt"] == result["pictures"][1]["cell"]["prompt"]
     assert own["template"] == "a __colour__ {circle|square}"
+
+
+def test_the_template_is_in_the_infotext_as_a1111_s_extension_writes_it() -> None:
+    chosen = job("{a|b}, c", dynamic=True, negative_prompt="{d|e}")
+    text = infotext(chosen, seed=1, width=64, height=64)
+    assert ', Template: "{a|b}, c", Negative Template: {d|e}, ' in text
+    assert read_infotext(text)["prompt"] == chosen.prompt
 
 
 def test_a_plain_result_is_not_read_as_dynamic_where_all_prompts_are(darkroom: Darkroom) -> None:

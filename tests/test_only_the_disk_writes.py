@@ -58,6 +58,7 @@ ALLOWED = {
     ("hub.py", "rename"): "the same",
     ("hub.py", "shutil.rmtree"): "the same",
     ("output/encode.py", "save"): "into memory",
+    ("output/grid.py", "save"): "into memory",
     ("cli/run.py", "save"): "the contact sheet, where the user asked for it",
 }
 """File and call, and why it may."""

@@ -123,7 +123,7 @@ def _with_defaults(document: Document) -> JobList:
     for field in fields:
         if field not in ("jobs", "defaults"):
             hint = "a list has defaults and jobs; what is for all jobs stands in defaults"
-            raise _refusal("unknown field", field, document.place((field,)), hint=hint)
+            raise _refusal("unknown field", strict_json.shown(field), document.place((field,)), hint=hint)
     if "defaults" not in fields:
         return JobList(tuple(_items(document, ("jobs",))))
     defaults = fields["defaults"]

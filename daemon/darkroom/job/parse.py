@@ -107,7 +107,7 @@ def parse_fields(
     """The same for fields that are parsed already. ``given`` are what they leave out. Raises InvalidRequest."""
     own, written, errors = _translate(fields)
     chosen = own.get("preset") or given.get("preset") or preset
-    if chosen is not None and chosen not in presets:
+    if chosen is not None and not (isinstance(chosen, str) and chosen in presets):
         errors.append(_no_preset(chosen, presets))
         chosen = None
     defaults: Fields = {} if chosen is None else {**presets[chosen], "preset": chosen}

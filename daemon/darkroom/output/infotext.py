@@ -34,6 +34,8 @@ def infotext(job: Job, *, seed: int, width: int, height: int, model_hash: str | 
         "Model hash": model_hash,
         "Model": job.model,
         "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
+        "Template": job.template,
+        "Negative Template": job.negative_template,
         "RNG": "CPU",
         "Version": f"darkroom {__version__}",
     }
@@ -73,6 +75,7 @@ _BESIDE = frozenset(
     {
         *("Model hash", "VAE", "VAE hash", "Hashes", "Lora hashes", "TI hashes", "Version", "RNG", "User"),
         *("Emphasis", "Pad conds", "Cond concat", "Prompt editing", "Discard penultimate sigma", "NGMS"),
+        *("Template", "Negative Template"),
         *("Module 1", "Module 2", "Module 3", "Diffusion in Low Bits", "Precision"),
     }
 )
