@@ -9,7 +9,7 @@ from typing import Any
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from darkroom.events import Event, Fallback, Picture, Step, Warned
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 WORDS = ["red", "blue", "green", "circle", "square", "house", "on", "a", "the", "sky"]
 
@@ -45,8 +45,8 @@ def make_job(**fields: Any) -> Job:
     )
 
 
-def render(engine: Engine, job: Job, skip: set[int] | None = None) -> list[Event]:
-    return list(engine.render(job, frozenset(skip or ()), lambda: False))
+def render(engine: Engine, job: Job, skip: set[int] | None = None, images: Images = NO_IMAGES) -> list[Event]:
+    return list(engine.render(job, frozenset(skip or ()), lambda: False, images))
 
 
 def pictures(events: list[Event]) -> dict[int, bytes]:
@@ -65,8 +65,11 @@ def warned(events: list[Event]) -> list[Warned]:
     return [event for event in events if isinstance(event, Warned)]
 
 
-def save_tiny(folder: Path, family: str = "SD 1") -> Path:
-    """Write a pipeline folder as diffusers does: ``SD 1``, ``SD 2`` (velocity) or ``SDXL``, each true to its kind."""
+def save_tiny(folder: Path, family: str = "SD 1", *, inpaints: bool = False) -> Path:
+    """Write a pipeline folder as diffusers does: ``SD 1``, ``SD 2`` (velocity) or ``SDXL``, each true to its kind.
+
+    One that ``inpaints`` has a UNet of nine channels.
+    """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -105,6 +108,7 @@ def save_tiny(folder: Path, family: str = "SD 1") -> Path:
         }
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=9 if inpaints else 4,
         block_out_channels=(16, 32),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -154,7 +158,7 @@ def save_tiny(folder: Path, family: str = "SD 1") -> Path:
     }
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    kind = f"StableDiffusion{'XL' * xl}{'Inpaint' * inpaints}Pipeline"
     index = {"_class_name": kind, "_diffusers_version": "0.42.1", **parts}
     if xl:
         index["force_zeros_for_empty_prompt"] = True

@@ -74,6 +74,64 @@ def test_submit_run_status_and_the_verdict(darkroom: Darkroom) -> None:
     assert "not running" in call(darkroom, "status").stdout
 
 
+def photo(folder: Path, name: str = "photo.png") -> bytes:
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (96, 64), "red").save(folder / name)
+    return (folder / name).read_bytes()
+
+
+def test_a_job_is_submitted_with_its_pictures_inside(darkroom: Darkroom, tmp_path: Path) -> None:
+    """Then it is whole, also on another machine's share."""
+    data = photo(tmp_path / "here")
+    job = tmp_path / "here" / "cat.json"
+    job.write_text('{"prompt": "in oil", "steps": 1, "seed": 7, "init_image": "photo.png"}')
+    (tmp_path / "here" / "job.json").write_text(
+        '{"prompt": "in oil", "steps": 1, "seed": 7, "init_images": ["photo.png"]}'
+    )
+    arguments = ["--set", "steps=1", "--set", "seed=7"]
+    path = str(tmp_path / "here" / "photo.png")
+    call(darkroom, "submit", str(job), str(tmp_path / "here"))
+    call(darkroom, "submit", "in oil", "--init-image", path, "--name", "option", *arguments)
+    call(darkroom, "submit", "in oil", "--set", f"init_image={path}", "--name", "set", *arguments)
+    (tmp_path / "here" / "photo.png").unlink()
+    call(darkroom, "run", "--once")
+    made = {name: darkroom.result(name) for name in darkroom.names("done")}
+    assert sorted(made) == ["cat", "here", "option", "set"]
+    assert len({result["pictures"][0]["sha256"] for result in made.values()}) == 1
+    for name in made:
+        assert (darkroom.done / name / "init_image.png").read_bytes() == data
+
+    call(darkroom, "submit", str(darkroom.done / "cat" / "result.json"), "--name", "again")
+    call(darkroom, "submit", str(darkroom.done / "cat" / "cat-1.png"))
+    call(darkroom, "submit", str(darkroom.done / "cat"), "--name", "folder")
+    call(darkroom, "run", "--once")
+    for name in ("again", "cat-1", "folder"):
+        assert darkroom.result(name)["pictures"][0]["sha256"] == made["cat"]["pictures"][0]["sha256"]
+
+
+def test_a_picture_that_is_none_is_told_before_anything_is_dropped(darkroom: Darkroom, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("notes")
+    for arguments, said in (
+        (("--init-image", str(tmp_path / "none.png")), "none.png: No such file"),
+        (("--init-image", str(tmp_path / "notes.png")), "no picture that darkroom knows"),
+        (("--set", "init_image=none.png"), 'the picture "none.png" is not here'),
+        (("--set", "strength=0.5"), "means nothing without init_image"),
+    ):
+        assert said in call(darkroom, "submit", "x", *arguments, code=2).stderr
+    assert "holds no job.json" in call(darkroom, "submit", str(tmp_path), code=2).stderr
+    assert darkroom.names("inbox") == []
+
+
+def test_check_looks_at_the_pictures_of_a_job_too(darkroom: Darkroom, tmp_path: Path) -> None:
+    photo(tmp_path / "here")
+    good, bad = tmp_path / "here" / "good.json", tmp_path / "here" / "bad.json"
+    good.write_text('{"prompt": "x", "init_image": "photo.png"}')
+    bad.write_text('{"prompt": "x", "init_image": "phto.png"}')
+    done = call(darkroom, "check", str(good), str(bad), code=1)
+    assert done.stdout.splitlines()[0] == f"✓ {good}"
+    assert 'init_image: the picture "phto.png" is not beside the job' in done.stdout.splitlines()[1]
+
+
 def test_submitting_one_name_twice_replaces_nothing(darkroom: Darkroom) -> None:
     for _ in range(3):
         call(darkroom, "submit", "a red circle")

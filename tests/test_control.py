@@ -13,6 +13,9 @@ from darkroom.cli import app
 from darkroom.errors import UsageError
 from darkroom.executors import LocalExecutor
 from test_loop import Running, until
+from test_pictures_in import picture
+
+COLOURS = {"photo.png": "red", "mask.png": "white"}
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,43 @@ def test_of_a_job_that_was_done_in_part_the_rest_is_made_and_what_was_made_stays
     assert (darkroom.failed / "cat" / "cat-1.png").exists()
     seeds = [picture["seed"] for picture in darkroom.result("cat")["pictures"]]
     assert seeds == [8, 9]
+
+
+def failing(darkroom: Darkroom) -> LocalExecutor:
+    """An engine that makes one picture and dies, each time."""
+    darkroom.configure(executor={"max_attempts": 1}, intake={"settle_s": 0.3, "rescan_s": 0.05})
+    return LocalExecutor(darkroom.config, "engines:CrashingAfterOnePicture")
+
+
+@pytest.mark.parametrize("where", ["cat.json", "cat/job.json"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_job_that_began_with_pictures_is_retried_with_them(darkroom: Darkroom, where: str, count: int) -> None:
+    executor = failing(darkroom)
+    if count == 1:
+        executor = LocalExecutor(darkroom.config, "engines:Raising")
+    job = {"prompt": "x", "seed": 7, "steps": 1, "count": count, "init_image": "photo.png", "mask_image": "mask.png"}
+    darkroom.drop(where, job)
+    for name in ("photo.png", "mask.png"):
+        darkroom.drop(where.replace("cat.json", name).replace("job.json", name), picture(colour=COLOURS[name]))
+    darkroom.run_once(executor)
+    assert darkroom.names("failed") == ["cat"]
+    assert "waits again" in say(darkroom, "retry", "cat").stdout
+    darkroom.run_once()
+    result = darkroom.result("cat")
+    assert [made["seed"] for made in result["pictures"]] == ([7] if count == 1 else [8, 9])
+    for field in ("init_image", "mask_image"):
+        copy = (darkroom.done / "cat" / result["job"][field]).read_bytes()
+        assert copy == picture(colour=COLOURS[job[field]])
+    assert darkroom.names("failed") == ([] if count == 1 else ["cat"])
+
+
+def test_a_folder_that_waits_is_taken_out_whole(darkroom: Darkroom) -> None:
+    darkroom.drop("cat/job.json", {"prompt": "x", "init_image": "photo.png"})
+    darkroom.drop("cat/photo.png", picture())
+    darkroom.drop("dog/job.json")
+    assert str(darkroom.inbox / "cat") in say(darkroom, "cancel", "cat").stdout
+    assert darkroom.names("inbox") == ["dog"]
+    say(darkroom, "cancel", "job.json", code=1)
 
 
 def test_names_and_all_are_one_or_the_other(darkroom: Darkroom) -> None:

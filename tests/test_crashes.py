@@ -5,8 +5,10 @@ Fault 56. Nothing lost, nothing twice, nothing half; finished pictures are not m
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,7 +27,7 @@ from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
 from darkroom.intake import Waker
-from darkroom.job import NO_IMAGES, Images, Job, is_entry_file, parse, resolve
+from darkroom.job import IMAGE_FIELDS, NO_IMAGES, Images, Job, is_entry_file, parse, resolve
 from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
 
@@ -87,12 +89,17 @@ class Lifting(Waker):
 
 @dataclass
 class Way:
-    """One way through the daemon: what is dropped before, with which engine, and what must come out."""
+    """One way through the daemon: what is dropped before, with which engine, and what must come out.
+
+    ``pictures`` are dropped with the jobs that begin with them; ``kept`` is what lies beside the results of these.
+    """
 
     name: str
     files: dict[str, dict[str, object] | bytes]
     done: list[str]
     failed: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     deaths: int = 0
     falls_back: bool = False
     pauses: bool = False
@@ -129,6 +136,13 @@ def cancel_it(darkroom: Darkroom) -> None:
 def picture() -> bytes:
     """One that carries its recipe."""
     return encode(Image.new("RGB", (64, 64)), PICTURE_JOB, seed=7, device="fake")
+
+
+def photo(colour: str) -> bytes:
+    """One that carries none."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def took_the_name(darkroom: Darkroom) -> None:
@@ -186,6 +200,36 @@ WAYS = [
         done=["a", "!c"],
         failed=["b"],
     ),
+    Way(
+        "pictures beside",
+        {
+            "a.json": {"prompt": "a", "init_image": "x.png"} | JOB,
+            "b.json": {"prompt": "b", "init_image": "x.png", "mask_image": "m.png"} | JOB,
+        },
+        done=["a", "b"],
+        pictures={"x.png": picture(), "m.png": photo("white")},
+        kept=frozenset({"init_image.png", "mask_image.png"}),
+    ),
+    Way(
+        "a folder",
+        {"cat/job.json": {"prompt": "a", "init_image": "x.png", "mask_image": "below/m.png"} | JOB},
+        done=["cat"],
+        pictures={"cat/x.png": photo("red"), "cat/below/m.png": photo("white"), "cat/more.png": picture()},
+        kept=frozenset({"init_image.png", "mask_image.png", "dropped"}),
+    ),
+    Way(
+        "a refused folder",
+        {"team/cat/job.json": {"promt": "a", "init_image": "x.png"} | JOB},
+        done=[],
+        failed=["team/cat"],
+        pictures={"team/cat/x.png": picture()},
+    ),
+    Way(
+        "a picture inside",
+        {"cat.json": {"prompt": "a", "init_image": base64.b64encode(photo("red")).decode()} | JOB},
+        done=["cat"],
+        kept=frozenset({"init_image.png"}),
+    ),
 ]
 
 
@@ -205,7 +249,8 @@ class House:
         self.way = way
         self.impatient = False
         self.darkroom = Darkroom(Path(tempfile.mkdtemp(dir=base)))
-        for name, content in way.files.items():
+        self.configure()
+        for name, content in (way.files | way.pictures).items():
             self.darkroom.drop(name, content)
         self.contents = sorted(
             hashlib.sha256((self.darkroom.inbox / name).read_bytes()).hexdigest() for name in way.files
@@ -215,6 +260,10 @@ class House:
         )
         if way.prepare is not None:
             way.prepare(self.darkroom)
+
+    def configure(self) -> None:
+        if self.way.pictures:  # these jobs rest for a tenth of it
+            self.darkroom.configure(intake={"settle_s": 0.2, "rescan_s": 0.05})
 
     @property
     def pause(self) -> Path:
@@ -242,13 +291,28 @@ class House:
         found: dict[str, list[Path]] = {}
         for folder in ("inbox", "working", "done", "failed"):
             for path in (self.darkroom.root / folder).rglob("*.*"):
-                is_request = path.stem == "request" if folder != "inbox" else not path.name.startswith(".")
-                if is_request and path.is_file() and is_entry_file(path.read_bytes()) is entries:
+                if path.is_file() and self._is_request(path, folder) and is_entry_file(path.read_bytes()) is entries:
                     found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path)
         return found
 
+    def _is_request(self, path: Path, folder: str) -> bool:
+        if folder == "inbox":
+            name = path.relative_to(self.darkroom.inbox).as_posix()
+            return not path.name.startswith(".") and name not in self.way.pictures
+        return path.stem == "request" or (path.parent.name == "dropped" and path.name == "job.json")
+
+    def pictures(self) -> dict[str, list[str]]:
+        """Where each picture lies that was dropped with the jobs, or a copy of it, by its content."""
+        found: dict[str, list[str]] = {hashlib.sha256(data).hexdigest(): [] for data in self.way.pictures.values()}
+        for path in self.darkroom.root.rglob("*.png"):
+            key = hashlib.sha256(path.read_bytes()).hexdigest()
+            if key in found and not path.name.startswith("."):
+                found[key].append(path.relative_to(self.darkroom.root).as_posix())
+        return found
+
     def hold_to_the_promise(self) -> None:
-        """At every instant: each job in exactly one place, what is published whole."""
+        """At every instant: each job in exactly one place, no picture of one lost, what is published whole."""
+        assert all(self.pictures().values()), self.pictures()
         found, entries = self.requests(), self.requests(entries=True)
         assert sorted(found) == self.contents
         assert all(len(paths) == 1 for paths in (*found.values(), *entries.values())), (found, entries)
@@ -269,7 +333,9 @@ class House:
         return {
             (path.name, path.stat().st_ino): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
             for path in self.darkroom.root.rglob("*.png")
-            if not path.name.startswith((".", "request.")) and path.parent != self.darkroom.inbox
+            if not path.name.startswith((".", "request.", *IMAGE_FIELDS))
+            and self.darkroom.inbox not in path.parents
+            and "dropped" not in path.parts
         }
 
     def hold_to_the_end(self) -> None:
@@ -280,6 +346,7 @@ class House:
         wanted = {f"done/{name}" for name in self.way.done} | {f"failed/{name}" for name in self.way.failed}
         assert found == wanted
         assert self.darkroom.names("working") == []
+        assert [path for path in self.darkroom.inbox.rglob("[!.]*") if path.is_file()] == []
         for name in self.way.done:
             result = self.darkroom.result(name)
             if "entries" in result:
@@ -293,8 +360,10 @@ class House:
             left = {path.name for path in (self.darkroom.done / name).iterdir()}
             pictures = {picture["file"] for picture in result["pictures"]}
             (request,) = (name for name in left if name.startswith("request."))
+            given = {result["job"][field] for field in IMAGE_FIELDS if field in result["job"]}
+            assert given <= left
             grid = {result["grid"]} if "grid" in result else set()
-            assert left == pictures | grid | {request, "result.json", "log.jsonl"}
+            assert left - self.way.kept == pictures | grid | {request, "result.json", "log.jsonl"}
 
     def remove(self) -> None:
         shutil.rmtree(self.darkroom.root)
@@ -336,7 +405,7 @@ def test_a_crash_at_any_call_loses_nothing_and_doubles_nothing(way: Way, base: P
 
 
 @pytest.mark.parametrize(
-    "way", named("several pictures", "engine dies once", "cancelled", "a list"), ids=lambda way: way.name
+    "way", named("several pictures", "engine dies once", "cancelled", "a folder", "a list"), ids=lambda way: way.name
 )
 def test_a_crash_in_the_recovery_from_a_crash_loses_nothing(way: Way, base: Path) -> None:
     points = calls_of(way, base)
@@ -374,7 +443,10 @@ class FailingDisk(Disk):
 
 @pytest.mark.parametrize(
     "way",
-    named("several pictures", "refused", "engine dies once", "steps down", "three in a row", "a list", "matrix"),
+    named(
+        *("several pictures", "refused", "engine dies once", "steps down", "three in a row", "pictures beside"),
+        *("a folder", "a list", "matrix"),
+    ),
     ids=lambda way: way.name,
 )
 def test_an_error_of_the_disk_at_any_call_is_waited_out_and_blamed_on_no_job(way: Way, base: Path) -> None:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.job import Request, read_presets
@@ -15,7 +16,7 @@ JOBS = (Path(__file__).parent.parent / "docs" / "jobs.md").read_text(encoding="u
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", JOBS, re.MULTILINE | re.DOTALL)
 EXAMPLES = [(kind, text) for kind, text in FENCED if kind in ("json", "jsonl", "txt")]
 CONFIG = [text for kind, text in FENCED if kind == "toml"]
-OF_OTHERS = {"loras", "init_image", "mask_image", "strength", "hires", "upscale"}
+OF_OTHERS = {"loras"}
 WILDCARDS = {"colour.txt": "red\nblue\n", "things/shape.txt": "circle\n"}
 
 
@@ -31,6 +32,8 @@ def house(darkroom: Darkroom, tmp_path: Path) -> Darkroom:
 
 @pytest.mark.parametrize(("kind", "text"), EXAMPLES, ids=[f"{kind} {text[:40]}" for kind, text in EXAMPLES])
 def test_every_example_of_a_job_runs(house: Darkroom, kind: str, text: str) -> None:
+    for name in re.findall(r'"(?:init|mask)_image": "([^"]+)"', text):
+        Image.new("RGB", (64, 64), (200, 30, 30)).save(house.inbox / name)
     house.drop(f"example.{kind}", text)
     loop = house.run_once()
     assert loop.work.failed == 0
@@ -51,4 +54,4 @@ def test_every_field_is_in_the_table() -> None:
 
 
 def test_the_presets_that_it_shows_are_valid(house: Darkroom) -> None:
-    assert list(read_presets(house.config)) == ["portrait"]
+    assert list(read_presets(house.config)) == ["portrait", "oil"]

@@ -65,6 +65,20 @@ def test_the_picture_is_the_one_of_the_folder_it_was_made_of(folder: Path, famil
 
 
 @pytest.mark.parametrize("family", ["SD 1"])
+def test_one_for_inpainting_takes_its_nine_channels_though_its_base_takes_four(
+    folder: Path, family: str, tiny_inpaint: Path, tmp_path: Path
+) -> None:
+    file = save_checkpoint(tiny_inpaint, tmp_path / "one.safetensors", family)
+    assert family_of(read_header(file)) == family
+    base = without_weights(folder, tmp_path / "base")
+    config = config_of(tmp_path, {"folder": {"path": tiny_inpaint}, "file": {"path": file, "base": str(base)}})
+    engine = Engine(config)
+    whole, one = (pictures(render(engine, make_job(model=name)))[0] for name in ("folder", "file"))
+    assert np.abs(pixels(one) - pixels(whole)).max() <= 1
+    assert engine._models.get("file").unet.config.in_channels == 9
+
+
+@pytest.mark.parametrize("family", ["SD 1"])
 def test_a_checkpoint_is_loaded_in_the_format_that_was_chosen(folder: Path, family: str, tmp_path: Path) -> None:
     file = save_checkpoint(folder, tmp_path / "one.safetensors", family)
     config = config_of(tmp_path, {"file": {"path": file, "base": str(folder)}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from darkroom.engine.samplers import advance, make_scheduler, step_arguments
+from darkroom.engine.samplers import add_noise, advance, begin_at, make_scheduler, step_arguments
 from darkroom.errors import RenderFailed
 from darkroom.sampling import SAMPLERS, find_schedule
 
@@ -79,10 +79,7 @@ class Gaussian:
 
     def predict(self, scaled: torch.Tensor, timestep: torch.Tensor, kind: str) -> torch.Tensor:
         """What a perfect UNet answers, in float64 inside. ``scaled`` is what a UNet is given: of unit deviation."""
-        time = float(timestep)
-        low = math.floor(time)
-        high = min(low + 1, 999)
-        sigma = torch.exp(LOG_SIGMAS[low] + (time - low) * (LOG_SIGMAS[high] - LOG_SIGMAS[low]))
+        sigma = torch.exp(self.log_sigma(float(timestep)))
         alpha = 1 / torch.sqrt(1 + sigma**2)
         noisy = scaled.double() / alpha
         share = self.deviation**2 / (self.deviation**2 + sigma**2)
@@ -90,10 +87,20 @@ class Gaussian:
         noise = (noisy - clean) / sigma
         return (noise if kind == "epsilon" else alpha * noise - sigma * alpha * clean).float()
 
+    @staticmethod
+    def log_sigma(time: float) -> torch.Tensor:
+        """The noise at a timestep, between two whole ones too."""
+        low = math.floor(time)
+        high = min(low + 1, 999)
+        return LOG_SIGMAS[low] + (time - low) * (LOG_SIGMAS[high] - LOG_SIGMAS[low])
+
     def exact(self, noise: torch.Tensor) -> torch.Tensor:
         """Where the probability flow ends that begins at this noise."""
         sigma = LOG_SIGMAS[-1].exp()
-        start = noise.double() * sigma
+        return self.end(noise.double() * sigma, sigma)
+
+    def end(self, start: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The same for a flow that begins with any latents of this noise."""
         return self.mean + (start - self.mean) * self.deviation / torch.sqrt(self.deviation**2 + sigma**2)
 
 
@@ -112,8 +119,18 @@ def walk(
 ) -> torch.Tensor:
     """From noise to pictures, step by step as the engine does."""
     latents = noise * scheduler.init_noise_sigma
-    arguments = step_arguments(scheduler, generators)
-    for timestep in scheduler.timesteps:
+    return follow(scheduler, scheduler.timesteps, latents, step_arguments(scheduler, generators), data, kind)
+
+
+def follow(
+    scheduler: Any,
+    timesteps: torch.Tensor,
+    latents: torch.Tensor,
+    arguments: Mapping[str, Any],
+    data: Gaussian,
+    kind: str = "epsilon",
+) -> torch.Tensor:
+    for timestep in timesteps:
         predicted = data.predict(scheduler.scale_model_input(latents, timestep), timestep, kind)
         latents = advance(scheduler, predicted, timestep, latents, arguments)
     return latents
@@ -129,6 +146,26 @@ def test_every_sampler_finds_a_point_however_few_the_steps(sampler: str, schedul
         # DDIM, PLMS and DEIS end at the model's least noise (0.03), not at none
         assert (found - 0.5).abs().max() < 0.15, steps
         assert (found - 0.5).abs().mean() < 0.03, steps
+
+
+@pytest.mark.parametrize("skipped", [13, 30])
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "uniform"])
+@pytest.mark.parametrize("sampler", ["LMS", "PLMS"])
+def test_a_way_that_begins_with_a_picture_ends_where_the_mathematics_says(
+    sampler: str, schedule: str, skipped: int
+) -> None:
+    """With those whose beginning diffusers' own pipelines get wrong (0.6 to 4 % off); the others are as theirs."""
+    if schedule not in SAMPLERS[sampler].schedules:
+        pytest.skip("follows no other")
+    data = Gaussian()
+    scheduler = make_scheduler(sampler, schedule, TRAINED, 40)
+    timesteps = begin_at(scheduler, skipped)
+    assert len(timesteps) == 40 - skipped + (sampler == "PLMS")
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    clean = data.mean + data.deviation * torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    sigma = torch.exp(data.log_sigma(float(timesteps[0])))
+    found = follow(scheduler, timesteps, add_noise(scheduler, clean, noise, timesteps[0]), {}, data)
+    assert (found - data.end(clean + sigma * noise, sigma)).norm() / clean.norm() < 0.005
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), ORDINARY)

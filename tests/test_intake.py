@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import Darkroom
 from darkroom.errors import InvalidRequest
-from darkroom.intake import Intake
+from darkroom.intake import Intake, Needs
 from darkroom.intake.intake import UNDER_WAY_S, WINDOW
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import parse
 from darkroom.spool import Spool
+
+Judge = Callable[[str, bytes | None], Needs | None]
 
 
 class Clock:
@@ -29,7 +32,9 @@ class Clock:
 class Desk:
     """An intake with a clock of its own."""
 
-    def __init__(self, darkroom: Darkroom, window: int = WINDOW) -> None:
+    def __init__(
+        self, darkroom: Darkroom, window: int = WINDOW, settle_s: float = 10, judge: Judge | None = None
+    ) -> None:
         self.spool: Spool = darkroom.spool()
         self.spool.open()
         self.clock = Clock()
@@ -37,24 +42,22 @@ class Desk:
         self.left: list[tuple[str, str]] = []
         self.intake = Intake(
             self.spool,
-            judge=self.judge,
+            judge=judge or self.judge,
             report=lambda name, why: self.left.append((name, why)),
-            settle_s=10,
+            settle_s=settle_s,
             rescan_s=5,
             clock=self.clock,
             window=window,
         )
 
-    def judge(self, name: str, data: bytes | None) -> bool:
+    def judge(self, name: str, data: bytes | None) -> Needs | None:
+        """A job by its JSON alone, or by its name a list; needs nothing else."""
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:
             raise PermissionError(errno.EACCES, "Permission denied")
         parse(data)
-        return name.startswith("list")
-
-    def settle(self, seconds: float) -> None:
-        self.intake.settle_s = seconds
+        return Needs((), arrived=True, is_list=True) if name.startswith("list") else None
 
     def after(self, seconds: float) -> Desk:
         self.clock.now += seconds

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits, Models
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
-from darkroom.job import Job, Request, Result, parse, parse_fields, resolve
+from darkroom.job import Given, Job, Request, Result, parse, parse_fields, placed, resolve
 from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER
 
 A1111 = Path(__file__).parent / "data" / "a1111-txt2img.json"
@@ -57,14 +59,20 @@ def test_every_field_can_be_said() -> None:
         "model": "seedling",
         "sampler": "Euler",
         "schedule": "karras",
+        "loras": [{"name": "blueprint", "weight": 0.5}],
         "clip_skip": 2,
+        "init_image": "cat.png",
+        "mask_image": "mask.png",
+        "strength": 0.5,
+        "hires": {"scale": 1.5, "strength": 0.4, "steps": 10},
+        "upscale": 2.0,
         "long_prompt": "truncate",
         "on_oom": "fail",
         "output_format": "webp",
         "quality": 80,
     }
     assert set(fields) == set(Request.model_fields)
-    assert parse(json.dumps(fields).encode()).model_dump() == fields
+    assert parse(json.dumps(fields).encode()).model_dump(mode="json") == fields
 
 
 @pytest.mark.parametrize(("other", "ours"), ALIASES.items())
@@ -102,6 +110,89 @@ def test_a_field_of_a1111_is_dropped_where_it_does_nothing_and_refused_elsewhere
     error = fault(**{field: "something"})
     assert error.field == field
     assert error.hint == "remove the field"
+
+
+# A1111's pictures and passes
+
+
+def test_a_payload_of_a1111_s_img2img_with_everything_at_its_default_is_a_job() -> None:
+    payload = json.loads(A1111.with_name("a1111-img2img.json").read_bytes())
+    request = parse(json.dumps(payload).encode())
+    assert request.init_image == payload["init_images"][0]
+    assert request.model_dump(exclude_none=True, exclude={"init_image"}) == {
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "seed": -1,
+        "sampler": "Euler a",
+        "schedule": "Automatic",
+        "count": 1,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.0,
+        "width": 512,
+        "height": 512,
+        "strength": 0.75,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "ours"),
+    [
+        ({"init_images": []}, {}),
+        ({"init_images": None, "mask": "", "init_image": "", "mask_image": None}, {}),
+        ({"init_images": ["a.png"], "mask": "b.png"}, {"init_image": "a.png", "mask_image": "b.png"}),
+        ({"init_images": ["a.png"], "denoising_strength": 0.3}, {"init_image": "a.png", "strength": 0.3}),
+        ({"init_images": ["a.png"], "denoising_strength": 0}, {"init_image": "a.png", "strength": 0.0}),
+        ({"init_image": "a.png", "denoising_strength": None}, {"init_image": "a.png"}),
+        ({"denoising_strength": 0.75}, {}),
+        ({"denoising_strength": 0.5}, {"strength": 0.5}),
+        ({"enable_hr": False, "hr_scale": 3, "hr_upscaler": "R-ESRGAN 4x+", "hr_second_pass_steps": 7}, {}),
+        ({"enable_hr": True}, {"hires": {"scale": 2.0, "strength": 0.75}}),
+        (
+            {
+                "enable_hr": True,
+                "hr_scale": 1.5,
+                "denoising_strength": 0.4,
+                "hr_second_pass_steps": 8,
+                "hr_upscaler": "Latent",
+            },
+            {"hires": {"scale": 1.5, "strength": 0.4, "steps": 8}},
+        ),
+    ],
+)
+def test_pictures_and_passes_of_a1111_become_ours(fields: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert read(**fields) == ours
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"init_images": ["a.png", "b.png"]}, "init_images", "holds 2 pictures; a job begins with one"),
+        ({"init_images": "a.png"}, "init_images", "must be a list of one picture"),
+        ({"init_images": [7]}, "init_images", "must be a text"),
+        ({"init_images": ["a.png"], "init_image": "b.png"}, "init_images", "the same as init_image"),
+        ({"init_images": ["a.png"], "enable_hr": True}, "enable_hr", "begin from nothing"),
+        ({"init_images": ["a.png"], "denoising_strength": 1.5}, "denoising_strength", "must be at most 1"),
+        ({"init_images": ["a.png"], "denoising_strength": "0.5"}, "denoising_strength", "must be a number"),
+        ({"denoising_strength": False}, "denoising_strength", "must be a number"),
+        ({"enable_hr": "yes"}, "enable_hr", "must be true or false"),
+        ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "hr_upscaler", "not by a model"),
+        ({"enable_hr": True, "hr_scale": 9}, "hr_scale", "must be at most 4"),
+        ({"enable_hr": True, "hr_scale": 1}, "hr_scale", "must be more than 1"),
+        ({"enable_hr": True, "denoising_strength": 2}, "denoising_strength", "must be at most 1"),
+        ({"enable_hr": True, "hr_resize_x": 1024}, "hr_resize_x", "cannot do this"),
+        ({"resize_mode": 1}, "resize_mode", "cannot do this"),
+        ({"inpainting_mask_invert": 1}, "inpainting_mask_invert", "cannot do this"),
+        ({"inpainting_fill": 2}, "inpainting_fill", "cannot do this"),
+        ({"hires": {"scale": 9}}, "hires.scale", "must be at most 4"),
+        ({"hires": {"size": 2}}, "hires.size", "not permitted"),
+        ({"init_image": "a\0.png"}, "init_image", "holds a NUL character"),
+    ],
+)
+def test_what_of_it_cannot_be_done_is_named_where_it_stands(fields: dict[str, Any], field: str, said: str) -> None:
+    error = fault(**fields)
+    assert error.field == field
+    assert said in error.message
+    assert error.line == 1
 
 
 def test_true_is_not_taken_for_a_neutral_one_nor_false_for_a_zero() -> None:
@@ -468,6 +559,24 @@ def test_a_picture_too_large_for_its_format_is_refused(catalog: Catalog) -> None
     assert (error.field, error.message) == ("width", "must be at most 16,383 for webp")
 
 
+def test_what_a_picture_is_enlarged_to_is_limited_too(catalog: Catalog) -> None:
+    config = Config(limits=Limits(max_width=512, max_height=512, max_pixels=512 * 400, max_steps=20))
+    assert resolved(catalog, config, width=256, height=200, hires={"scale": 2}, steps=20)
+    (error,) = refused(catalog, config, width=256, height=208, hires={"scale": 2})
+    assert (error.field, error.got) == ("hires.scale", 2)
+    assert error.message == "makes it 512 × 416, which is too large here"
+    assert error.hint == "512 × 512 and 204,800 pixels are allowed, see [limits]"
+    assert resolved(catalog, config, width=256, height=128, upscale=2)
+    (error,) = refused(catalog, config, width=256, height=128, hires={"scale": 1.5}, upscale=2)
+    assert (error.field, error.message) == ("upscale", "makes it 768 × 384, which is too large here")
+    (error,) = refused(catalog, config, width=256, height=128, hires={"steps": 21})
+    assert (error.field, error.message) == ("hires.steps", "must be at most 20 here")
+    wide = Config(limits=Limits(max_width=40_000))
+    assert resolved(catalog, wide, width=8_192, height=64, upscale=2.1)
+    (error,) = refused(catalog, wide, width=8_192, height=64, upscale=2.1, output_format="webp")
+    assert (error.field, error.hint) == ("upscale", "16,383 × 2,048 and 4,194,304 pixels are allowed, see [limits]")
+
+
 def test_seeds_count_up_and_wrap(catalog: Catalog) -> None:
     job = resolved(catalog, seed=2**64 - 1, count=2)
     assert [job.seed_of(index) for index in range(2)] == [2**64 - 1, 0]
@@ -486,3 +595,73 @@ def test_a_tag_that_cannot_be_honoured_is_refused_when_the_file_arrives(field: s
     with pytest.raises(InvalidRequest, match=words) as caught:
         resolve(parse(json.dumps({"prompt": "a", field: text}).encode()), config, Catalog(config.models), "id")
     assert caught.value.errors[0].field == field
+
+
+# With pictures
+
+
+PHOTO = {"init_image": Given("init_image.jpg", 4032, 3024)}
+
+
+def pictured(pictures: dict[str, Given] = PHOTO, limits: Limits | None = None, **fields: Any) -> Job:
+    request = Request(prompt="x", **{"init_image": "photo.jpg"} | fields)
+    config = Config(limits=limits or Limits())
+    return resolve(request, config, Catalog(config.models), "id", pictures)
+
+
+def test_a_job_with_a_picture_names_its_copy_and_has_a_strength() -> None:
+    job = pictured(mask_image="m.png", pictures=PHOTO | {"mask_image": Given("mask_image.png", 5, 5)})
+    assert (job.init_image, job.mask_image, job.strength) == ("init_image.jpg", "mask_image.png", 0.75)
+    assert pictured(strength=0.0).strength == 0
+
+
+@pytest.mark.parametrize(
+    ("original", "asked", "limits", "size"),
+    [
+        ((512, 768), {}, {}, (512, 768)),
+        ((500, 771), {}, {}, (496, 768)),
+        ((4032, 3024), {}, {}, (2048, 1536)),
+        ((3024, 4032), {}, {}, (1536, 2048)),
+        ((4000, 4000), {}, {"max_pixels": 1_000_000}, (1000, 1000)),
+        ((3000, 1000), {}, {"max_width": 1000}, (1000, 336)),
+        ((20, 10), {}, {}, (64, 64)),
+        ((20_000, 10), {}, {}, (2048, 64)),
+        ((4032, 3024), {"width": 512}, {}, (512, 384)),
+        ((4032, 3024), {"height": 512}, {}, (680, 512)),
+        ((4032, 3024), {"width": 256, "height": 512}, {}, (256, 512)),
+    ],
+)
+def test_its_size_is_the_picture_s_in_multiples_of_8_within_the_limits(
+    original: tuple[int, int], asked: dict[str, int], limits: dict[str, int], size: tuple[int, int]
+) -> None:
+    job = pictured({"init_image": Given("init_image.png", *original)}, Limits(**limits), **asked)
+    assert (job.width, job.height) == size
+
+
+@given(st.integers(1, 30_000), st.integers(1, 30_000), st.integers(64, 3000), st.integers(64, 3000), st.integers(0, 9))
+def test_whatever_the_picture_its_size_is_allowed(
+    width: int, height: int, widest: int, highest: int, much: int
+) -> None:
+    limits = Limits(max_width=widest, max_height=highest, max_pixels=64 * 64 * (1 + much * much))
+    job = pictured({"init_image": Given("init_image.png", width, height)}, limits)
+    assert job.width % 8 == job.height % 8 == 0
+
+
+@pytest.mark.parametrize("fields", [{"strength": 0.5}, {"mask_image": "m.png"}])
+def test_strength_and_mask_mean_nothing_without_a_picture(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="means nothing without init_image") as raised:
+        pictured({}, init_image=None, **fields)
+    assert [error.field for error in raised.value.errors] == list(fields)
+
+
+def test_what_is_found_after_the_reading_has_its_place_too() -> None:
+    data = b'{"prompt": "x",\n "denoising_strength": 0.5,\n "width": 4096}'
+    with pytest.raises(InvalidRequest) as raised:
+        resolve(parse(data), Config(), Catalog(Config().models), "id")
+    error = placed(raised.value, data)
+    assert [(fault.field, fault.line, fault.column) for fault in error.errors] == [
+        ("denoising_strength", 2, 24),
+        ("width", 3, 11),
+    ]
+    assert "line 2, column 24: denoising_strength" in error.message
+    assert placed(raised.value, b"no JSON").errors == raised.value.errors

@@ -25,10 +25,12 @@ TORCHLESS = [
 
 LAYERS = [
     ["errors", "events", "strict_json", "systemd"],
-    ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "job"],
+    ["config", "sampling", "prompt_syntax", "weights", "catalog", "hub", "images", "job"],
     ["spool", "output", "health", "logs", *TORCHLESS],
     [
         "dropped",
+        "given",
+        "collect",
         "intake",
         "engine.device",
         "engine.pipeline",
@@ -39,6 +41,7 @@ LAYERS = [
         "engine.schedulers",
         "engine.samplers",
         "engine.diffusion",
+        "engine.beginning",
     ],
     ["engine.rendering", "engine.render"],
     ["executors"],

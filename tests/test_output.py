@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from darkroom import __version__
 from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.job import Job, parse, resolve
+from darkroom.job import Hires, Job, parse, resolve
 from darkroom.job.types import MAX_SEED
 from darkroom.output import encode, extension, infotext, read_size, recipe
 
@@ -75,15 +75,13 @@ def facts(text: str) -> dict[str, str]:
 
 
 def said(**fields: Any) -> str:
-    return infotext(job(**fields), seed=42, width=512, height=768)
+    return infotext(job(**{"width": 512, "height": 768} | fields), seed=42)
 
 
 def test_the_infotext_is_a1111_s() -> None:
     text = infotext(
-        job(prompt="a cat,\nsitting", negative_prompt="a dog", clip_skip=2),
+        job(prompt="a cat,\nsitting", negative_prompt="a dog", clip_skip=2, width=512, height=768),
         seed=43,
-        width=512,
-        height=768,
         model_hash="6ce0161689",
     )
     assert text == (
@@ -92,6 +90,25 @@ def test_the_infotext_is_a1111_s() -> None:
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 43, Size: 512x768, "
         f"Model hash: 6ce0161689, Model: seedling, Clip skip: 2, RNG: CPU, Version: darkroom {__version__}"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"init_image": "init_image.png", "strength": 0.6}, {"Denoising strength": "0.6"}),
+        ({"init_image": "init_image.png", "strength": 1.0}, {"Denoising strength": "1"}),
+        (
+            {"hires": Hires(scale=2, strength=0.45, steps=12)},
+            {"Denoising strength": "0.45", "Hires upscale": "2", "Hires steps": "12", "Hires upscaler": "Lanczos"},
+        ),
+        ({"hires": Hires()}, {"Denoising strength": "0.6", "Hires upscale": "2", "Hires upscaler": "Lanczos"}),
+        ({"upscale": 1.5}, {"Postprocess upscale by": "1.5", "Postprocess upscaler": "Lanczos"}),
+    ],
+)
+def test_pictures_in_and_enlarging_are_told_in_a1111_s_words(fields: dict[str, Any], told: dict[str, str]) -> None:
+    plain = facts(said())
+    assert facts(said(**fields)) == plain | told
+    assert plain["Size"] == "512x768"
 
 
 def test_what_is_nothing_is_left_out() -> None:
@@ -195,7 +212,7 @@ def test_the_recipe_is_a_job_that_renders_this_picture_alone(name: str) -> None:
 def test_png_has_the_infotext_where_other_tools_look(prompt: str) -> None:
     asked = job(prompt=prompt)
     image = opened(encode(picture(), asked, seed=43, device="cpu"))
-    assert image.info["parameters"] == infotext(asked, seed=43, width=64, height=64)
+    assert image.info["parameters"] == infotext(asked, seed=43)
 
 
 def test_png_says_who_made_it_and_on_what() -> None:
@@ -215,7 +232,7 @@ def test_png_text_beyond_latin_1_is_international_text() -> None:
 def test_jpeg_and_webp_have_the_infotext_in_a_comment_that_piexif_reads(name: str, prompt: str) -> None:
     asked = job(prompt=prompt, output_format=name)
     data = encode(picture(), asked, seed=43, device="cpu")
-    assert comment(data) == infotext(asked, seed=43, width=64, height=64)
+    assert comment(data) == infotext(asked, seed=43)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp"])

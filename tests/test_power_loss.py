@@ -29,7 +29,7 @@ import pytest
 
 import darkroom as package
 from conftest import Darkroom, Lines
-from darkroom.cli.submit import _drop
+from darkroom.cli.submit import drop
 from darkroom.spool import Call, Disk
 from disk_model import DiskModel, Site, State, caller, digest, read_state, write_state
 from test_crashes import JOB, WAYS, Crash, Engine, House, Way
@@ -133,6 +133,7 @@ class Survivor(House):
         self.impatient = False
         self.top = Path(tempfile.mkdtemp(dir=base))
         self.darkroom = Darkroom(self.top / record.spool)
+        self.configure()
         shutil.rmtree(self.darkroom.root)
         write_state(self.top, state)
         self.engine = Engine(self.darkroom, deaths=99 if self.way.deaths == 99 else 0)
@@ -255,7 +256,7 @@ def record_submit(base: Path) -> Record:
     record = Record(way, top, house.darkroom.root.name, {}, {key: "cat.json"}, owed=False)
     house.darkroom.log = Diary(record)
     assert house.run(Disk(record.observe))
-    _drop(house.darkroom.spool(Disk(record.observe)), "cat", data)
+    drop(house.darkroom.spool(Disk(record.observe)), "cat", data)
     record.say("submitted", {})
     house.contents = [key]
     assert house.run(Disk(record.observe))

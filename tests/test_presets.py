@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.config import Config
@@ -158,3 +159,20 @@ def test_presets_are_listed_when_all_is_looked_over() -> None:
     assert findings["preset portrait"].message == "inbox/portrait/: num_inference_steps 3"
     assert not findings["preset bad"].ok
     assert read_presets(config)["bad"] == {"model": "nothing"}
+
+
+def test_a_picture_in_the_folder_of_a_preset_with_strength_is_begun_with(darkroom: Darkroom) -> None:
+    oil = {"prompt": "in oil", "strength": 0.5, "steps": 2, "width": 64, "height": 64}
+    darkroom.configure(presets={"oil": oil, "portrait": PORTRAIT}, intake={"settle_s": 0.2})
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(darkroom.root / "plain.png")
+    data = (darkroom.root / "plain.png").read_bytes()
+    darkroom.drop("oil/holiday.png", data)
+    darkroom.drop("oil/team/other.png", data)
+    darkroom.drop("portrait/holiday.png", data)
+    darkroom.run_once()
+    for name in ("oil/holiday", "oil/team/other"):
+        result = darkroom.result(name)
+        assert (result["job"]["prompt"], result["job"]["strength"]) == ("in oil", 0.5)
+        assert (darkroom.done / name / result["job"]["init_image"]).read_bytes() == data
+        assert result["source"] == {"preset": "oil"}
+    assert "no recipe" in darkroom.error("portrait/holiday")["message"]

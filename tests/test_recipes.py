@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from darkroom.errors import InvalidRequest, Unfinished
-from darkroom.job import Job, parse_fields
+from darkroom.job import Hires, Job, parse_fields
 from darkroom.output import encode, infotext, job_in, read_infotext
 
 JOB = Job(
@@ -69,7 +69,7 @@ def with_comment(kind: str, comment: bytes) -> bytes:
 
 
 def test_an_infotext_of_ours_is_read_back_as_the_fields_that_it_tells() -> None:
-    fields = read_infotext(infotext(JOB, seed=43, width=512, height=768, model_hash="6ce0161689"))
+    fields = read_infotext(infotext(JOB, seed=43, model_hash="6ce0161689"))
     assert fields == {
         "prompt": JOB.prompt,
         "negative_prompt": JOB.negative_prompt,
@@ -86,6 +86,29 @@ def test_an_infotext_of_ours_is_read_back_as_the_fields_that_it_tells() -> None:
     assert parse_fields(fields).schedule == "Karras"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hires": Hires(scale=1.5, strength=0.45, steps=12)},
+        {"hires": Hires()},
+        {"upscale": 2.0},
+        {"hires": Hires(), "upscale": 1.25},
+    ],
+)
+def test_two_passes_and_enlarging_are_read_back(fields: dict[str, Any]) -> None:
+    request = parse_fields(read_infotext(infotext(JOB.model_copy(update=fields), seed=43)))
+    assert (request.hires, request.upscale) == (fields.get("hires"), fields.get("upscale"))
+    assert (request.width, request.height) == (512, 768)
+
+
+def test_two_passes_of_a1111_s_are_ours_where_it_enlarged_as_we_do() -> None:
+    text = A1111.replace("ENSD_: 1", "Denoising strength: 0.55, Hires upscale: 1.75, Hires upscaler: None")
+    assert parse_fields(read_infotext(text)).hires == Hires(scale=1.75, strength=0.55)
+    with pytest.raises(InvalidRequest, match='darkroom enlarges by "Lanczos" only') as raised:
+        read_infotext(text.replace("Hires upscaler: None", "Hires steps: 5, Hires upscaler: Latent"))
+    assert [error.field for error in raised.value.errors] == ["Hires upscaler"]
+
+
 _LINES = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" \n"), max_size=200)
 
 
@@ -95,7 +118,7 @@ def test_what_is_written_is_read_back(prompt: str, negative: str, model: str) ->
     if any(line.strip().startswith("Negative prompt:") for line in prompt.split("\n")):
         return  # A1111's grammar has no escape for it
     job = JOB.model_copy(update={"prompt": prompt, "negative_prompt": negative, "model": model})
-    fields = read_infotext(infotext(job, seed=1, width=64, height=64))
+    fields = read_infotext(infotext(job, seed=1))
     assert (fields["prompt"], fields.get("negative_prompt", ""), fields["model"]) == (prompt, negative, model)
 
 
@@ -129,7 +152,7 @@ def test_jpeg_and_webp_of_a1111_s_are_jobs(kind: str, comment: Callable[[str], b
     ("fact", "field"),
     [
         ("Denoising strength: 0.7", "Denoising strength"),
-        ("Hires upscale: 2, Hires upscaler: Latent", "Hires upscale"),
+        ("Hires upscale: 2, Hires upscaler: Latent", "Hires upscaler"),
         ("Face restoration: CodeFormer", "Face restoration"),
         ("Variation seed: 3, Variation seed strength: 0.2", "Variation seed"),
         ('ControlNet 0: "Module: canny, Weight: 1"', "ControlNet 0"),

@@ -158,9 +158,8 @@ def test_a_window_full_of_files_that_cannot_run_does_not_keep_the_others_out(
     drop(darkroom, numbered(kind, 20 if kind == "unfinished" else 50), content)
     good = numbered("good", 25)
     drop(darkroom, good)
-    desk = Desk(darkroom, window=20)
+    desk = Desk(darkroom, window=20, settle_s=1e9)
     desk.unreadable = b"secret"
-    desk.settle(1e9)
     taken = []
     for _ in range(400):
         desk.clock.now += 5

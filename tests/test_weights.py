@@ -91,12 +91,14 @@ def test_a_file_that_is_cut_short_says_by_how_much(tmp_path: Path) -> None:
 )
 def test_the_family_is_told_by_the_text_encoder(names: list[str], family: str) -> None:
     assert family_of(checkpoint(*names)) == family
+    assert family_of(checkpoint(*names, channels=9)) == family
+    assert family_of(checkpoint(*names, channels=5)) is None
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (checkpoint("cond_stage_model.transformer.x", channels=9), "for inpainting or another task"),
+        (checkpoint("cond_stage_model.transformer.x", channels=8), "for another task: its UNet takes 8"),
         (checkpoint("conditioner.embedders.0.model.positional_embedding"), "the SDXL refiner"),
         (checkpoint(), "a UNet without its text encoder"),
         (header(lora_unet_down__lora_down__weight=(8, 8)), "a LoRA"),

@@ -143,7 +143,7 @@ class BareSpool:
         config = Config(folders=Folders(root=root))
         self.spool = Spool(config.folders, config.limits)
         self._intake = Intake(
-            self.spool, judge=lambda *_: False, report=lambda *_: None, settle_s=10, rescan_s=config.intake.rescan_s
+            self.spool, judge=lambda *_: None, report=lambda *_: None, settle_s=10, rescan_s=config.intake.rescan_s
         )
         self._state = State(job=resolve(parse(JOB), config, Catalog(config.models), "bench"), started_at=timestamp())
         self._result = Result.model_validate_json((example / "result.json").read_bytes())

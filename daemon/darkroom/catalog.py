@@ -129,7 +129,8 @@ class Model:
 
 def family_of_folder(model: Model) -> str:
     """From its model_index.json and the width of its texts. Raises ModelUnavailable."""
-    kind = str(model.read("model_index.json").get("_class_name"))
+    # a model for inpainting is one of its family, with a UNet that takes more channels
+    kind = str(model.read("model_index.json").get("_class_name")).replace("InpaintPipeline", "Pipeline")
     if kind == "StableDiffusionXLPipeline":
         return "SDXL"
     if kind == "StableDiffusionPipeline":

@@ -8,16 +8,18 @@ from dataclasses import replace
 
 from darkroom.events import Event, Picture, Step
 from darkroom.executors import Executor
-from darkroom.job import Job
+from darkroom.job import NO_IMAGES, Images, Job
 
 
-def run_cell(executor: Executor, job: Job, cell: int, made: frozenset[int]) -> Generator[Event]:
+def run_cell(
+    executor: Executor, job: Job, cell: int, made: frozenset[int], images: Images = NO_IMAGES
+) -> Generator[Event]:
     """Run one cell of a job, from 0, as ``Executor.run``; nothing where all its pictures are ``made``."""
     first = cell * job.count
     skip = frozenset(index - first for index in made if first <= index < first + job.count)
     if len(skip) == job.count:
         return
-    with closing(executor.run(job.at(cell), skip)) as events:
+    with closing(executor.run(job.at(cell), skip, images)) as events:
         for event in events:
             match event:
                 case Picture():

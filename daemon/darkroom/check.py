@@ -14,8 +14,9 @@ from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
+from darkroom.given import Base, find
 from darkroom.job import Request, goes_by_lines, parse, read_presets, resolve
-from darkroom.spool import Spool, holder, read
+from darkroom.spool import Spool, holder
 
 DEVICE_TIMEOUT_S = 120.0
 
@@ -33,26 +34,32 @@ def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
     """What is wrong with a job file or a list, a line each; empty if it can be run here. Raises ConfigError."""
     spool = Spool(config.folders, config.limits)
     try:
-        data = read(str(path), spool.most_bytes(path.name))
+        data = spool.read(str(path))
     except OSError as error:
         return [error.strerror or str(error)]
-    return faults_in(path.name, data, config, catalog)
+    return faults_in(path.name, data, config, catalog, Base(path.parent, job=path.name))
 
 
-def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog) -> list[str]:
-    """The same for the content of a file of that name. Of a list, each entry is looked at."""
+def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog, base: Base | None) -> list[str]:
+    """The same for the content of a file of that name, whose pictures lie below ``base``. Of a list, for each entry."""
     presets = read_presets(config)
+
+    def check(request: Request) -> None:
+        pictures = find(request, base, config.limits)
+        pictures.refuse()
+        resolve(request, config, catalog, "checked", pictures.given)
+
     try:
         found = dropped.read(name, data, config.limits, presets)
         if isinstance(found, Request):
-            resolve(found, config, catalog, "checked")
+            check(found)
             return []
     except DarkroomError as error:
         return _told(error)
     faults = []
     for entry in found.entries:
         try:
-            resolve(parse(entry.as_file(name, found.defaults), presets), config, catalog, "checked")
+            check(parse(entry.as_file(name, found.defaults), presets))
         except DarkroomError as error:
             which = "line" if goes_by_lines(name) else "entry"
             faults += [

@@ -146,6 +146,8 @@ class Limits(_Section):
     max_jobs_per_file: int = Field(10_000, ge=1, le=1_000_000)
     max_job_bytes: int = Field(1 << 20, ge=64, le=1 << 30)
     max_picture_bytes: int = Field(64 << 20, ge=64, le=1 << 30)
+    max_picture_pixels: int = Field(64 << 20, ge=1)
+    image_roots: tuple[Path, ...] = ()
     min_free_bytes: int = Field(256 << 20, ge=0)
 
 
@@ -336,6 +338,8 @@ def _absolute(config: Config, base: Path) -> Config:
                 update[key] = str(base / Path(value).expanduser())
             elif isinstance(value, BaseModel):
                 update[key] = fixed(value)
+            elif isinstance(value, tuple):
+                update[key] = tuple(base / entry.expanduser() if isinstance(entry, Path) else entry for entry in value)
             elif isinstance(value, dict):
                 update[key] = {name: fixed(entry) for name, entry in value.items()}
         return section.model_copy(update=update)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
+from typing import Any
+
 from darkroom.config import Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.job import NO_PRESETS, JobList, Presets, Request, parse, parse_fields, preset_of, read_list
 from darkroom.spool import MAX_FOLDER_DEPTH, is_picture
+
+
+def _begins_with_pictures(preset: Mapping[str, Any]) -> bool:
+    """Whether it is for pictures that are dropped in, by saying how much of them is to be given up."""
+    return "strength" in preset and "init_image" not in preset
 
 
 def read(name: str, data: bytes | None, limits: Limits, presets: Presets = NO_PRESETS) -> Request | JobList:
@@ -19,6 +28,9 @@ def read(name: str, data: bytes | None, limits: Limits, presets: Presets = NO_PR
         raise InvalidRequest(f"This is too large for a job: {fault}.", errors=(fault,))
     preset = preset_of(name, presets)
     if is_picture(name):
+        if preset is not None and _begins_with_pictures(presets[preset]):
+            picture = "data:;base64," + base64.b64encode(data).decode()
+            return parse_fields({"init_image": picture}, presets=presets, preset=preset)
         from darkroom.output import job_in  # brings Pillow, which a daemon that gets no pictures need not load
 
         return parse_fields(job_in(data), given={"dynamic": False}, presets=presets, preset=preset)

@@ -69,6 +69,7 @@ def read_header(file: Path) -> Header:
 
 
 _UNET = "model.diffusion_model."
+_FIRST = f"{_UNET}input_blocks.0.0.weight"
 _SD1_TEXT = "cond_stage_model.transformer."
 _SD2_TEXT = "cond_stage_model.model."
 _SDXL_TEXT = "conditioner.embedders.1.model."
@@ -81,7 +82,7 @@ def family_of(header: Header) -> str | None:
     None for what is no such checkpoint; ``what_else`` says what it may be.
     """
     names = header.shapes
-    if f"{_UNET}input_blocks.0.0.weight" not in names or header.shapes[f"{_UNET}input_blocks.0.0.weight"][1] != 4:
+    if channels_of(header) not in (4, 9):  # nine: for inpainting
         return None
     for family, prefix in (("SDXL", _SDXL_TEXT), ("SD 2", _SD2_TEXT), ("SD 1", _SD1_TEXT)):
         if any(name.startswith(prefix) for name in names):
@@ -89,16 +90,21 @@ def family_of(header: Header) -> str | None:
     return None
 
 
+def channels_of(header: Header) -> int:
+    """How many channels a checkpoint's UNet takes; 0 for what has none."""
+    shape = header.shapes.get(_FIRST, ())
+    return shape[1] if len(shape) > 1 else 0
+
+
 def what_else(header: Header) -> str:
     """What a file that is no checkpoint of a known family seems to be, for a person."""
     names = header.shapes
-    first = f"{_UNET}input_blocks.0.0.weight"
 
     def any_has(*parts: str) -> bool:
         return any(part in name for part in parts for name in names)
 
-    if first in names and names[first][1] != 4:
-        return f"a model for inpainting or another task: its UNet takes {names[first][1]} channels where 4 are usual"
+    if channels_of(header) not in (0, 4, 9):
+        return f"a model for another task: its UNet takes {channels_of(header)} channels where 4 are usual"
     if any_has(_REFINER_TEXT):
         return "the SDXL refiner, which is no text-to-image model by itself"
     if any_has("lora_", ".lora.", "lora_A", "lora_down"):
@@ -109,7 +115,7 @@ def what_else(header: Header) -> str:
         return "a Stable Diffusion 3 model, which darkroom cannot run yet"
     if any_has("control_model.", "controlnet_cond_embedding"):
         return "a ControlNet, not a model"
-    if first in names:
+    if _FIRST in names:
         return "a UNet without its text encoder"
     if any_has("decoder.up.", "decoder.up_blocks."):
         return "a VAE, not a model"

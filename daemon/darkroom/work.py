@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.cells import run_cell
+from darkroom.collect import collect, images_of
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -30,13 +31,30 @@ from darkroom.errors import (
 )
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import Executor
+from darkroom.given import base_of, find, has_pictures
 from darkroom.health import Health
-from darkroom.job import Job, JobList, Request, goes_by_lines, is_entry_file, read_presets, resolve, running_order
+from darkroom.intake import Needs
+from darkroom.job import (
+    NO_PICTURES,
+    Given,
+    Job,
+    JobList,
+    Request,
+    goes_by_lines,
+    is_entry_file,
+    placed,
+    read_presets,
+    resolve,
+    running_order,
+)
 from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket, Verdict
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
+MOST_KNOWN = 1 << 20
+"""A job file with more bytes, pictures among them, is read twice rather than kept."""
+
 MAX_INTERRUPTED = 100
 """A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
 
@@ -87,23 +105,36 @@ class Work:
     def __post_init__(self) -> None:
         self.presets = read_presets(self.config)
 
-    def judge(self, name: str, data: bytes | None) -> bool:
-        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest.
+    def judge(self, name: str, data: bytes | None) -> Needs | None:
+        """Whether a file can be a job here, and which pictures it begins with; no data is a file over the limit.
 
-        Returns whether it is not to wait for its turn: a list, whose jobs are to stand in the order themselves.
+        Or it is a list, whose jobs are to stand in the order themselves. Raises InvalidRequest.
         """
         if data is not None and goes_by_lines(name):
             raise Unfinished("Nothing tells the end of this list: it is taken when it has not grown for a while")
+        request = self._read(name, data)
+        if isinstance(request, JobList):
+            return Needs((), arrived=True, is_list=True)
+        if not has_pictures(request):
+            self._judge(request, NO_PICTURES)
+            return None
+        base = base_of(name, request, self.spool.inbox)
+        found = find(request, base, self.config.limits)
+        beside = tuple(f"{base.folder}/{path}" if base.folder else path for path in found.beside.values())
         try:
-            request = self._read(name, data)
-            if isinstance(request, JobList):
-                return True
-            resolve(request, self.config, self.catalog, "judged")
+            found.refuse(missing=False)
+            self._judge(request, found.given)
+        except InvalidRequest:
+            return Needs(beside, arrived=not found.missing, hopeless=True)
+        return Needs(beside, arrived=not found.missing)
+
+    def _judge(self, request: Request, pictures: Mapping[str, Given]) -> None:
+        try:
+            resolve(request, self.config, self.catalog, "judged", pictures)
         except InvalidRequest:
             raise
         except JobError:
-            return False  # a model that is broken now may be mended before the job's turn
-        return False
+            return  # a model that is broken now may be mended before the job's turn
 
     def refuse(self, ticket: Ticket) -> bool:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
@@ -157,7 +188,11 @@ class Work:
 
     def _read(self, name: str, data: bytes | None) -> Request | JobList:
         if self.known is None or self.known[:2] != (name, data):
-            self.known = (name, data, dropped.read(name, data, self.config.limits, self.presets))
+            self.known = None
+            request = dropped.read(name, data, self.config.limits, self.presets)
+            if data is not None and len(data) > MOST_KNOWN:
+                return request
+            self.known = (name, data, request)
         return self.known[2]
 
     def _request(self, record: Record) -> Request | JobList:
@@ -194,9 +229,14 @@ class Work:
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
         ticket = record.ticket
-        request = self._request(record)
-        assert isinstance(request, Request)
-        job = resolve(request, self.config, self.catalog, ticket.id)
+        try:
+            request = self._request(record)
+            assert isinstance(request, Request)
+            found = collect(ticket, request, self.spool)
+            found.refuse()
+            job = resolve(request, self.config, self.catalog, ticket.id, found.given)
+        except InvalidRequest as error:
+            raise placed(error, record.request or b"") from None
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
         self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.total)
@@ -240,8 +280,10 @@ class Work:
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
         record.model = None
+        images = images_of(ticket, state.job, self.spool)
         for record.cell in running_order(state.job):
-            with closing(run_cell(self.executor, record.job, record.cell, frozenset(record.pictures))) as events:
+            made = frozenset(record.pictures)
+            with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
                 for event in events:
                     self._take(record, event)
                     if self._look_around_at_times() and ticket.cancel_wanted():

@@ -78,27 +78,38 @@ def run(
 def submit(
     jobs: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT-or-FILE…", help="Prompts, files of jobs, or pictures to make again."),
+        typer.Argument(
+            metavar="PROMPT-or-FILE…", help="Prompts, files of jobs, folders of one, or pictures to make again."
+        ),
     ],
     config: ConfigOption = None,
     root: RootOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the job, as steps=30.")
     ] = None,
+    init_image: Annotated[
+        Path | None, typer.Option("--init-image", "-i", metavar="PICTURE", help="The picture to begin with.")
+    ] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option("--mask-image", metavar="PICTURE", help="Where to paint in it: white.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="What the result is called (for one job).")] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the verdict; 1 if a job failed.")] = False,
 ) -> None:
-    """Put jobs into the inbox, each whole at once.
+    """Put jobs into the inbox, each whole at once, with the pictures that it begins with inside.
 
     [dim]darkroom submit "a red circle on a blue background"
     darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
     darkroom submit tonight/*.json
     darkroom submit prompts.txt --set steps=30   a prompt on each line
+    darkroom submit "in oil" --init-image cat.jpg --set strength=0.6
     darkroom submit cat-1.png --set seed=8       the recipe inside, with another seed[/dim]
     """
     from darkroom.cli.submit import submit_jobs
 
-    raise typer.Exit(submit_jobs(jobs, config, root, settings=set_ or [], name=name, wait=wait))
+    pictures = {"init_image": init_image, "mask_image": mask_image}
+    given = {field: path for field, path in pictures.items() if path is not None}
+    raise typer.Exit(submit_jobs(jobs, config, root, settings=set_ or [], pictures=given, name=name, wait=wait))
 
 
 @app.command()

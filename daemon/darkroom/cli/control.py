@@ -13,10 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from darkroom import strict_json
+from darkroom.cli.embed import in_job_folder, with_pictures
 from darkroom.cli.status import existing_spool
-from darkroom.cli.submit import reveal
+from darkroom.cli.submit import drop, reveal
 from darkroom.errors import StorageTrouble, UsageError
 from darkroom.spool import (
+    DROPPED,
     PAUSE,
     Arrival,
     Spool,
@@ -60,7 +63,10 @@ def _cancel(spool: Spool, name: str) -> list[str]:
         done = []
         for known, path in _waiting(spool):
             if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)) or known.startswith(f"{name}/"):
-                spool.disk.unlink(path)
+                if Path(path).is_dir():
+                    spool.disk.remove_tree(path)
+                else:
+                    spool.disk.unlink(path)
                 done.append(f"taken out of the inbox: {path}")
         for known, folder in _running(spool):
             if name in (known, folder.name):
@@ -93,18 +99,33 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
     assert source is not None
     group, _, leaf = name.rpartition("/")
     place = spool.inbox / group
+    stem = place / re.sub(r"~\d+$", "", leaf)
     try:
         if not place.is_dir():
             spool.disk.mkdir(place)
-        path = reveal(spool.disk, Path(source), place / re.sub(r"~\d+$", "", leaf), Path(source).suffix)
-        spool.disk.sync_folder(place)  # kept: the inbox has the job surely before failed/ lets go of it
-        if pictures:
-            spool.disk.unlink(rest)
+        whole = _with_its_pictures(Path(source), folder)
+        if whole is None:
+            path = reveal(spool.disk, Path(source), stem, Path(source).suffix)
+            spool.disk.sync_folder(place)  # kept: the inbox has the job surely before failed/ lets go of it
+        else:
+            path = drop(spool, stem.relative_to(spool.inbox).as_posix(), whole).path
+        if pictures or (folder / DROPPED).exists():
+            spool.disk.unlink(source)
         else:
             spool.disk.remove_tree(folder)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot put {name} back into {spool.inbox}: {error}") from None
     return f"waits again: {path}"
+
+
+def _with_its_pictures(source: Path, folder: Path) -> bytes | None:
+    """A job file with the pictures inside that the job in ``folder`` began with; None where it is whole as it is."""
+    try:
+        value = strict_json.parse(strict_json.decode(source.read_bytes())).value
+    except strict_json.JSONFault:
+        return None
+    whole = with_pictures(value, in_job_folder(folder))
+    return None if whole == value else json.dumps(whole, ensure_ascii=False, indent=2).encode() + b"\n"
 
 
 # What there is
@@ -114,7 +135,7 @@ def _waiting(spool: Spool) -> Iterator[tuple[str, str]]:
     """Names and paths of the jobs in the inbox."""
     for found in spool.pending():
         if isinstance(found, Arrival):
-            yield published_name(found.name), found.path
+            yield published_name(found.dropped), found.place
 
 
 def _running(spool: Spool) -> Iterator[tuple[str, Path]]:

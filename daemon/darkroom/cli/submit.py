@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from darkroom import strict_json
 from darkroom.catalog import Catalog
 from darkroom.check import faults_in
+from darkroom.cli.embed import beside, read_picture, with_pictures
 from darkroom.config import Config, Limits, load
 from darkroom.errors import InvalidRequest, StorageTrouble, UsageError
 from darkroom.health import read as read_health
 from darkroom.job import goes_by_lines, read_list
 from darkroom.spool import (
+    JOBS_OF_FOLDERS,
     OF_LIST,
     Disk,
     Spool,
@@ -54,9 +56,19 @@ class _Dropped:
 
 
 def submit_jobs(
-    jobs: list[str], config_file: Path | None, root: Path | None, *, settings: list[str], name: str | None, wait: bool
+    jobs: list[str],
+    config_file: Path | None,
+    root: Path | None,
+    *,
+    settings: list[str],
+    pictures: dict[str, Path],
+    name: str | None,
+    wait: bool,
 ) -> int:
-    """Returns the exit code. Raises UsageError before anything is dropped, if one of the jobs is not valid."""
+    """``pictures`` are those to begin with, by their field. Returns the exit code.
+
+    Raises UsageError before anything is dropped, if one of the jobs is not valid.
+    """
     config = load(config_file, root=root)
     spool = Spool(config.folders, config.limits)
     if not spool.inbox.is_dir():
@@ -65,11 +77,12 @@ def submit_jobs(
         )
     if name is not None and (len(jobs) != 1 or not is_plain(name)):
         raise UsageError("--name is for one job, and must be a plain file name without slashes")
-    fields = dict(_setting(text) for text in settings)
+    fields = with_pictures(dict(_setting(text) for text in settings), beside(Path()))
+    fields |= {field: read_picture(path) for field, path in pictures.items()}
     prepared = [_prepare(job, fields, name) for job in jobs]
     for label, kind, data in prepared:
         _validate(label, kind, data, config)
-    dropped = [_drop(spool, label, data, kind) for label, kind, data in prepared]
+    dropped = [drop(spool, label, data, kind) for label, kind, data in prepared]
     if not wait:
         for job in dropped:
             print(job.path)
@@ -90,8 +103,13 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, str, bytes]:
-    """A job's name, kind and content, from a file, from a picture's recipe, or from a prompt."""
+    """A job's name, kind and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside."""
     path = Path(job)
+    if path.is_dir():
+        file = next((path / leaf for leaf in JOBS_OF_FOLDERS if (path / leaf).is_file()), None)
+        if file is None:
+            raise UsageError(f"{job}: this folder holds no {' and no '.join(JOBS_OF_FOLDERS)}")
+        return _prepare(str(file), fields, name or path.resolve().name)
     if is_job(job):
         try:
             data = path.read_bytes()
@@ -103,41 +121,52 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None) -> tuple[str, s
             from darkroom.cli.recipe import recipe_of  # brings Pillow
 
             data = _json(recipe_of(job, data))
-        kind = path.suffix.lower() if goes_by_lines(job) else ".json"
-        if fields:
-            data = _with_fields(job, data, fields)
-            kind = ".json"
-        return name or path.stem, kind, data
+        if goes_by_lines(job) and not fields:
+            return name or path.stem, path.suffix.lower(), data
+        return name or path.stem, ".json", _with_fields(job, data, fields)
     data = _json({"prompt": job, **fields})
     return name or slug(job)[:40].strip("-._") or "job", ".json", data
 
 
 def _with_fields(job: str, data: bytes, fields: dict[str, Any]) -> bytes:
-    """A job file, or a list, in which these fields are set, whatever else it says."""
-    limits = Limits()
+    """A job file, or a list, with its pictures inside and these fields set, whatever else it says."""
+    base = beside(Path(job).parent)
     try:
-        if is_picture(job):
-            job = "recipe.json"
-        found = read_list(job, data, most=limits.max_jobs_per_file, most_bytes=limits.max_job_bytes)
-        if found is None:
-            return _json({**_object(data), **fields})
-        given = {} if found.defaults is None else strict_json.parse(found.defaults).value
-        entries = [
-            {"prompt": entry.written} if entry.column is None else _object(entry.written) for entry in found.entries
-        ]
+        if goes_by_lines(job):
+            limits = Limits(max_jobs_per_file=1_000_000)
+            entries = read_list(job, data, most=limits.max_jobs_per_file, most_bytes=limits.max_job_bytes)
+            assert entries is not None
+            whole: Any = [
+                {"prompt": entry.written} if entry.column is None else strict_json.parse(entry.written).value
+                for entry in entries.entries
+            ]
+            value = None
+        else:
+            whole = value = strict_json.parse(strict_json.decode(data)).value
     except strict_json.JSONFault as fault:
         raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
     except InvalidRequest as error:
         raise UsageError(f"{job}: {error.message}") from None
+    if isinstance(whole, dict) and isinstance(whole.get("jobs"), list):
+        whole = {**whole, "jobs": [with_pictures(entry, base) for entry in whole["jobs"]]}
+    elif isinstance(whole, list):
+        whole = [with_pictures(entry, base) for entry in whole]
+    else:
+        whole = with_pictures(whole, base)
+    if fields:
+        whole = _set(job, whole, fields)
+    return data if whole == value else _json(whole)
+
+
+def _set(job: str, whole: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields in a job; in a list, in its defaults and in no entry."""
+    if isinstance(whole, dict) and not isinstance(whole.get("jobs"), list):
+        return {**whole, **fields}
+    entries, defaults = (whole, {}) if isinstance(whole, list) else (whole["jobs"], whole.get("defaults", {}))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in (defaults, *entries)):
+        raise UsageError(f"{job}: a job is a JSON object")
     kept = [{key: value for key, value in entry.items() if key not in fields} for entry in entries]
-    return _json({"defaults": {**given, **fields}, "jobs": kept})
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    value = strict_json.parse(text if isinstance(text, str) else strict_json.decode(text)).value
-    if not isinstance(value, dict):
-        raise UsageError("a job is a JSON object: --set has nothing to set its fields in")
-    return value
+    return {"defaults": {**defaults, **fields}, "jobs": kept}
 
 
 def _json(fields: dict[str, Any]) -> bytes:
@@ -145,12 +174,12 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 
 def _validate(label: str, kind: str, data: bytes, config: Config) -> None:
-    faults = faults_in(f"{label}{kind}", data, config, Catalog(config.models))
+    faults = faults_in(f"{label}{kind}", data, config, Catalog(config.models), None)
     if faults:
         raise UsageError("\n".join(f"{label}: {fault}" for fault in faults))
 
 
-def _drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped:
+def drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped:
     """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
     disk = spool.disk
     hidden = spool.inbox / f".{new_id(name)}.tmp"
@@ -159,7 +188,7 @@ def _drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped
         inode = hidden.stat().st_ino
         path = reveal(disk, hidden, spool.inbox / name, kind)
         disk.unlink(hidden)
-        disk.sync_folder(spool.inbox)
+        disk.sync_folder(path.parent)
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
     return _Dropped(published_name(path.name), path, inode)

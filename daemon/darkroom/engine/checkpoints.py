@@ -18,13 +18,16 @@ from darkroom.errors import ModelUnavailable
 
 
 def part_loaders(
-    model: Model, checkpoint: Path, texts: tuple[str, ...], dtype: torch.dtype
+    model: Model, checkpoint: Path, texts: tuple[str, ...], dtype: torch.dtype, channels: int
 ) -> dict[str, Callable[[], Any]]:
-    """A loader for each part. The file is mapped into memory anew for each, and only the part's tensors are read."""
+    """A loader for each part. The file is mapped into memory anew for each, and only the part's tensors are read.
+
+    The UNet takes so many ``channels``, whatever the base's does.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    def convert(kind: Any, part: str) -> Any:
-        return _converted(model, checkpoint, part, kind, dtype)
+    def convert(kind: Any, part: str, **changes: int) -> Any:
+        return _converted(model, checkpoint, part, kind, dtype, **changes)
 
     def text_encoder(part: str) -> Any:
         from diffusers.loaders import single_file_utils
@@ -47,7 +50,7 @@ def part_loaders(
 
     loaders: dict[str, Callable[[], Any]] = {part: lambda part=part: text_encoder(part) for part in texts}  # type: ignore[misc]
     return loaders | {
-        "unet": lambda: convert(UNet2DConditionModel, "unet"),
+        "unet": lambda: convert(UNet2DConditionModel, "unet", in_channels=channels),
         "vae": lambda: convert(AutoencoderKL, "vae"),
     }
 
@@ -59,10 +62,10 @@ def load_vae(model: Model, file: Path, dtype: torch.dtype) -> Any:
     return _converted(model, file, "vae", AutoencoderKL, dtype)
 
 
-def _converted(model: Model, file: Path, part: str, kind: Any, dtype: torch.dtype) -> Any:
+def _converted(model: Model, file: Path, part: str, kind: Any, dtype: torch.dtype, **changes: int) -> Any:
     try:
         loaded = kind.from_single_file(
-            str(file), config=str(model.folder), subfolder=part, dtype=dtype, local_files_only=True
+            str(file), config=str(model.folder), subfolder=part, dtype=dtype, local_files_only=True, **changes
         )
     except NotImplementedError as error:  # it moves what it could not fill
         if "meta tensor" not in str(error):

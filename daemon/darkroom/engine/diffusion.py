@@ -6,7 +6,9 @@ Latents are float32 throughout; only what goes into the UNet and the VAE is in t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,31 +26,43 @@ def is_guided(pipeline: Pipeline, job: Job) -> bool:
     return job.guidance_scale > 1 and pipeline.unet_config.get("time_cond_proj_dim") is None
 
 
-def noise(pipeline: Pipeline, job: Job, generators: list[torch.Generator]) -> torch.Tensor:
+def noise(pipeline: Pipeline, width: int, height: int, generators: list[torch.Generator]) -> torch.Tensor:
     """Standard normal noise, (pictures, channels, height / 8, width / 8), float32, each from its own generator.
 
     Made on the CPU, so that it does not depend on the GPU's make.
     """
-    channels, reduction = pipeline.unet_config.get("in_channels", 4), pipeline.reduction
-    shape = (1, channels, job.height // reduction, job.width // reduction)
+    reduction = pipeline.reduction
+    shape = (1, pipeline.vae_config.get("latent_channels", 4), height // reduction, width // reduction)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(pipeline.device)
 
 
 class Denoiser:
-    """The UNet with everything but latents and time already in its hands."""
+    """The UNet with everything but latents and time already in its hands.
 
-    def __init__(self, pipeline: Pipeline, job: Job, conditioning: Conditioning, batch: int) -> None:
+    ``size`` is width and height in pixels; ``beside`` are channels that it takes with the latents, if it does.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        job: Job,
+        conditioning: Conditioning,
+        size: tuple[int, int],
+        batch: int,
+        beside: torch.Tensor | None = None,
+    ) -> None:
         positive, negative = conditioning.positive, conditioning.negative
         self._unet = pipeline.unet
         self._dtype = pipeline.dtype
         self._scale = job.guidance_scale
         self._guided = negative is not None
         texts = [positive] if negative is None else [negative, positive]
+        self._beside = None if beside is None else beside.repeat(len(texts), 1, 1, 1)
         self._tokens = torch.cat([text.tokens.expand(batch, -1, -1) for text in texts])
         self._added: dict[str, torch.Tensor] | None = None
         if positive.pooled is not None:
-            size = (job.height, job.width)
-            times = torch.tensor([[*size, 0, 0, *size]], dtype=self._dtype, device=pipeline.device)
+            sides = (size[1], size[0])
+            times = torch.tensor([[*sides, 0, 0, *sides]], dtype=self._dtype, device=pipeline.device)
             self._added = {
                 "text_embeds": torch.cat([_pooled(text.pooled).expand(batch, -1) for text in texts]),
                 "time_ids": times.expand(batch * len(texts), -1),
@@ -61,6 +75,8 @@ class Denoiser:
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """What the model predicts (noise or velocity, as it was trained), guided, float32, in the latents' shape."""
         doubled = torch.cat([latents, latents]) if self._guided else latents
+        if self._beside is not None:
+            doubled = torch.cat([doubled, self._beside], dim=1)
         predicted: torch.Tensor = self._unet(
             doubled.to(self._dtype),
             timestep.float() if timestep.dtype == torch.float64 else timestep,  # MPS has no float64
@@ -85,51 +101,98 @@ def step(
     return stepped
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """A picture in latents, as the VAE has it: a distribution. (1, channels, height / 8, width / 8), on the CPU."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """Latents drawn from it, as all pipelines do."""
+        return self.mean + self.deviation * torch.randn(self.mean.shape, generator=generator)
+
+
 @torch.inference_mode()
-def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae) -> torch.Tensor:
-    """Latents to pictures: (pictures, height, width, 3), uint8, on the CPU.
+def encode_picture(pipeline: Pipeline, pixels: torch.Tensor, vae: Vae) -> tuple[Posterior, bool]:
+    """Pixels (1, 3, height, width) in [-1, 1] to latents as the UNet knows them; and whether float32 had to help.
+
+    Raises RenderFailed where that does not help either.
+    """
+    dtype = torch.float32 if pipeline.vae_upcast else pipeline.dtype
+    posterior = _encode(pipeline, pixels, vae, dtype)
+    helped = not _is_finite(posterior) and dtype != torch.float32
+    if helped:
+        posterior = _encode(pipeline, pixels, vae, torch.float32)
+    if not _is_finite(posterior):
+        raise RenderFailed("The picture that the job begins with cannot be encoded; the model's VAE may be damaged")
+    return posterior, helped
+
+
+def _encode(pipeline: Pipeline, pixels: torch.Tensor, kind: Vae, dtype: torch.dtype) -> Posterior:
+    with _vae(pipeline, kind, max(pixels.shape[-2:]) // pipeline.reduction, dtype) as vae:
+        found = vae.encode(pixels.to(pipeline.device, dtype)).latent_dist
+    shift, factor = _scaling(vae.config, found.mean.device)
+    return Posterior(((found.mean.float() - shift) * factor).cpu(), (found.std.float() * factor).cpu())
+
+
+def _is_finite(posterior: Posterior) -> bool:
+    return bool(torch.isfinite(posterior.mean).all() and torch.isfinite(posterior.deviation).all())
+
+
+@torch.inference_mode()
+def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae, *, may_be_black: bool) -> tuple[torch.Tensor, bool]:
+    """Latents to pictures: (pictures, height, width, 3), uint8, on the CPU; and whether float32 had to help.
 
     What comes out black or as no number at all is decoded again in float32. Raises RenderFailed where that does not
-    help.
+    help, except for black where it may be meant.
     """
     dtype = torch.float32 if pipeline.vae_upcast else pipeline.dtype
     pixels = _decode(pipeline, latents, vae, dtype)
-    if _is_void(pixels) and dtype != torch.float32:
+    helped = _is_void(pixels) and dtype != torch.float32
+    if helped:
         pixels = _decode(pipeline, latents, vae, torch.float32)
-    if _is_void(pixels):
+    if _is_void(pixels) and (pixels.isnan().any() or not may_be_black):
         raise RenderFailed(
             "The picture came out all black, with the VAE in float32 too; the model may be damaged, or the prompt, "
             "the sampler and its steps do not go together"
         )
     rounded: torch.Tensor = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
-    return rounded
+    return rounded, helped
 
 
 def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
     """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
+    with _vae(pipeline, kind, max(latents.shape[-2:]), dtype) as vae:
+        shift, factor = _scaling(vae.config, latents.device)
+        pixels: torch.Tensor = vae.decode((latents / factor + shift).to(pipeline.device, dtype)).sample
+    return pixels.float().div(2).add(0.5).clamp(0, 1)
+
+
+@contextmanager
+def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterator[Any]:
+    """The VAE set up for pictures of a longer side of so many latents, in this number format while it is in use."""
     vae = pipeline.vae
-    tile = min(TILE, max(8, max(latents.shape[-2:]) // 2))
+    tile = min(TILE, max(8, side // 2))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
     if vae.dtype != dtype:
         vae.to(dtype=dtype)
     try:
-        pixels: torch.Tensor = vae.decode(_unscaled(vae.config, latents).to(pipeline.device, dtype)).sample
+        yield vae
     finally:
         if dtype != pipeline.dtype:
             vae.to(dtype=pipeline.dtype)
-    return pixels.float().div(2).add(0.5).clamp(0, 1)
 
 
-def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the VAE makes them, from latents as the UNet knows them: of unit deviation."""
-    if config.latents_mean is not None and config.latents_std is not None:
-        mean, deviation = (
-            torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        latents = latents * deviation + mean * config.scaling_factor
-    return latents.div(config.scaling_factor)
+def _scaling(config: Any, device: torch.device) -> tuple[Any, Any]:
+    """``shift`` and ``factor``: latents as the UNet knows them, of unit deviation, are (the VAE's - shift) * factor."""
+    if config.latents_mean is None or config.latents_std is None:
+        return 0.0, config.scaling_factor
+    mean, deviation = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+    )
+    return mean, config.scaling_factor / deviation
 
 
 def _is_void(pixels: torch.Tensor) -> bool:

@@ -21,6 +21,7 @@ from darkroom.engine.checkpoints import load_vae, part_loaders
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
+from darkroom.weights import channels_of
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -42,11 +43,12 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device) -> 
     vae_config = configs["vae"]
     if model.configured.vae is not None and (model.configured.vae / "config.json").is_file():
         vae_config = Model(model.name, model.configured.vae, model.configured).read("config.json")
+    if model.checkpoint is not None:
+        configs["unet"]["in_channels"] = channels_of(header_of(model.name, model.checkpoint))
     _check_task(model, configs["unet"], vae_config)
     dtype = choose_dtype(settings, device, _workload(configs["unet"]))
     if model.checkpoint is not None:
-        header_of(model.name, model.checkpoint)
-        loaders = part_loaders(model, model.checkpoint, texts, dtype)
+        loaders = part_loaders(model, model.checkpoint, texts, dtype, configs["unet"]["in_channels"])
     else:
         loaders = _folder_loaders(model, texts, dtype)
     if model.configured.vae is not None:
@@ -87,10 +89,10 @@ def _explained(model: Model, load: Load) -> Load:
 
 def _check_task(model: Model, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latents:
+    if channels not in (latents, 2 * latents + 1):  # the second is an inpainting model's: mask and surroundings too
         raise ModelUnavailable(
-            f'The model "{model.name}" takes {channels} channels where its VAE has {latents}: it is made for '
-            "inpainting or another task, which darkroom does not do yet, or its VAE is that of another family"
+            f'The model "{model.name}" takes {channels} channels where its VAE has {latents}: it is made for a task '
+            "that darkroom does not do, or its VAE is that of another family"
         )
 
 

@@ -78,6 +78,12 @@ class Pipeline:
         return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the UNet is shown, with the noisy latents, a mask and what is around it (9 channels)."""
+        latents = self.vae_config.get("latent_channels", 4)
+        return bool(self.unet_config.get("in_channels", 4) == 2 * latents + 1)
+
+    @property
     def native_side(self) -> int:
         """Side in pixels of the pictures it was trained on."""
         size = self.unet_config.get("sample_size")

@@ -51,7 +51,7 @@ class Engine:
         yield from self._fetching.fetch(self._models.find(job.model), stopping)
         death = self._under_way.begin(job.id)
         try:
-            yield from self._render(job, skip, stopping, death)
+            yield from self._render(job, skip, stopping, death, images)
         except DarkroomError:
             raise
         except Exception as error:
@@ -72,7 +72,9 @@ class Engine:
         """Let go of all models."""
         self._models.clear()
 
-    def _render(self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None) -> Iterator[Event]:
+    def _render(
+        self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None, images: Images
+    ) -> Iterator[Event]:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
         loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
@@ -92,6 +94,7 @@ class Engine:
             self._max_batch,
             description,
             stopping,
+            images=images,
             learned=self._learned,
             under_way=self._under_way,
             draw_bound=self._draw_bound,

@@ -6,25 +6,32 @@ of diffusers' pipeline cannot, and it computes the same.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from darkroom.engine import device as devices
-from darkroom.engine.diffusion import Denoiser, decode, is_guided, noise, step
+from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
+from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
 from darkroom.engine.fitting import Fitting
 from darkroom.engine.learned import Learned
-from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung
+from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import Conditioning, encode
-from darkroom.engine.samplers import make_scheduler, step_arguments
+from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Picture, Step
-from darkroom.job import Job
+from darkroom.events import Event, Fallback, Finished, Picture, Step, Warned
+from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.job.passes import final_size, passes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Stopping = Callable[[], bool]
 
@@ -41,6 +48,7 @@ class Rendering:
         description: str,
         stopping: Stopping,
         *,
+        images: Images = NO_IMAGES,
         learned: Learned,
         under_way: UnderWay,
         draw_bound: Callable[[int], None],
@@ -48,6 +56,7 @@ class Rendering:
     ) -> None:
         self.pipeline = pipeline
         self.job = job
+        self.images = images
         self.missing = missing
         self.description = description
         self.stopping = stopping
@@ -59,24 +68,32 @@ class Rendering:
         self.conditioning: Conditioning | None = None
         self.latents: dict[int, torch.Tensor] = {}
         """Denoised but not decoded yet, by picture: (1, channels, height / 8, width / 8), float32, on the CPU."""
+        self.originals: Originals | None = None
+        self.drafts: dict[int, Image] = {}
+        """What the first of two passes made, by picture."""
+        self.begins: dict[tuple[int, int], Encoded] = {}
+        """The job's own picture and mask in latents, by width and height."""
+        self.helped = self.told = False
+        """Whether the VAE needed float32, and whether that was said."""
         device = pipeline.device
         # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
         # one, where a picture must be the same to the bit whichever others are made with it or were made before.
         batch = 1 if device.type == "cpu" else min(max_batch, max(len(missing), 1))
         slices = devices.slices_attention(device)
+        last = passes(job)[-1]
         self.fitting = Fitting(
             full=MemoryPlan(
                 batch=batch,
-                width=job.width,
-                height=job.height,
+                width=last.width,
+                height=last.height,
                 steps=job.num_inference_steps,
-                smallest_side=max(64, pipeline.native_side // 16 * 8),
+                smallest_side=_ceiled(max(64, pipeline.native_side // 16 * 8) * _scale(job)),
             ),
             ladder=Ladder(job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda"),
             need=pipeline.need(guided=is_guided(pipeline, job), slices_attention=slices),
             room=self._room,
             learned=learned,
-            key=f"{description}; {devices.driver(device)}; {job.model} {job.width}×{job.height} ×{batch}",
+            key=f"{description}; {devices.driver(device)}; {job.model} {last.width}×{last.height} ×{batch}",
         )
 
     @property
@@ -112,9 +129,20 @@ class Rendering:
         if self.conditioning is None:
             yield from self._encode()
         batch = self.missing[: self.plan.batch]
+        if self.job.hires is not None and not all(index in self.drafts for index in batch):
+            if not all(index in self.latents for index in batch):
+                yield from self._denoise(batch, 0)
+            for index, image in self._decode(batch):
+                self.drafts[index] = image
+                yield from self._told()
         if not all(index in self.latents for index in batch):
-            yield from self._denoise(batch)
-        yield from self._decode(batch)
+            yield from self._denoise(batch, len(passes(self.job)) - 1)
+        for index, image in self._decode(batch):
+            picture = self._picture(index, image)
+            self.missing.remove(index)
+            self.drafts.pop(index, None)
+            yield from self._told()
+            yield picture
 
     def _encode(self) -> Iterator[Event]:
         stop_if(self.stopping)
@@ -123,26 +151,36 @@ class Rendering:
             self.conditioning = encode(self.pipeline, self.job, guided=is_guided(self.pipeline, self.job))
         yield from self.conditioning.warnings
 
-    def _denoise(self, batch: list[int]) -> Iterator[Event]:
-        """The sampling loop. Leaves its outcome in ``self.latents``."""
+    def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
+        """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""
         assert self.conditioning is not None
-        pipeline, job = self.pipeline, self.job
-        steps = job.num_inference_steps
-        scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, steps)
+        pipeline, job, all_passes = self.pipeline, self.job, passes(self.job)
+        this, steps, before = all_passes[number], sum(one.taken for one in all_passes), 0
+        if number:
+            before = all_passes[0].taken
+        begins = self._begins(batch, number)
+        scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
+        timesteps = begin_at(scheduler, this.steps - this.taken)
         generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
         arguments = step_arguments(scheduler, generators)
         with self._at_work("denoise", "unet"):
-            latents = noise(pipeline, job, generators) * scheduler.init_noise_sigma
-            denoiser = Denoiser(pipeline, job, self.conditioning, len(batch))
-            for done, timestep in enumerate(scheduler.timesteps, 1):
+            start = Start(pipeline, this, begins, generators, scheduler, timesteps)
+            latents = start.latents
+            size = (this.width, this.height)
+            denoiser = Denoiser(pipeline, job, self.conditioning, size, len(batch), start.beside)
+            for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
                 with self._timed("denoise"):
                     latents = step(denoiser, scheduler, timestep, latents, arguments)
+                    if done == len(timesteps):
+                        latents = start.keep(scheduler, latents, None)
+                    elif done % scheduler.order == 0:
+                        latents = start.keep(scheduler, latents, timesteps[done])
                 # samplers of the second order look twice in most of their steps
-                yield Step(batch[0], len(batch), -(-done * steps // len(scheduler.timesteps)), steps)
+                yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoiser
+            del denoiser, start
         if not torch.isfinite(latents).all():
             raise RenderFailed(
                 f"The model's numbers ran out of range on {self.description}; "
@@ -150,30 +188,70 @@ class Rendering:
             )
         self.latents.update(zip(batch, latents.split(1), strict=True))
 
-    def _decode(self, batch: list[int]) -> Iterator[Event]:
+    def _begins(self, batch: list[int], number: int) -> list[Encoded]:
+        """What each of the batch begins this pass with; nothing where that is noise alone."""
+        if self.originals is None:
+            with self._timed("encode"):
+                self.originals = Originals(self.job, self.images)
+        this = passes(self.job)[number]
+        size = (this.width, this.height)
+        own, mask = self.originals.picture(*size), self.originals.mask(*size)
+        drafts = [resized(self.drafts[index], *size) for index in batch] if number else []
+        if own is None and not drafts and not self.pipeline.inpaints:
+            return []
+
+        def encode(pixels: torch.Tensor) -> Posterior:
+            posterior, helped = encode_picture(self.pipeline, pixels, self.plan.vae)
+            self.helped = self.helped or helped
+            return posterior
+
+        stop_if(self.stopping)
+        with self._timed("encode"), self._at_work("decode", "vae"):
+            if drafts:
+                begins = [encoded(self.pipeline, draft, mask, size, encode) for draft in drafts]
+            else:
+                if size not in self.begins:
+                    self.begins[size] = encoded(self.pipeline, own, mask, size, encode)
+                begins = [self.begins[size]] * len(batch)
+        return begins
+
+    def _decode(self, batch: list[int]) -> Iterator[tuple[int, Image]]:
+        """Pictures of what ``self.latents`` holds, which then leaves it; what was not to be painted is put back."""
+        from PIL import Image
+
+        assert self.originals is not None
         together = len(batch) if self.plan.vae == "whole" else 1
         for start in range(0, len(batch), together):
             stop_if(self.stopping)
             group = batch[start : start + together]
+            latents = torch.cat([self.latents[index] for index in group])
             with self._timed("decode"), self._at_work("decode", "vae"):
-                images = decode(self.pipeline, torch.cat([self.latents[index] for index in group]), self.plan.vae)
-            for index, pixels in zip(group, images, strict=True):
-                picture = self._picture(index, pixels)
-                self.missing.remove(index)
+                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=self.originals.black)
+            self.helped = self.helped or helped
+            for index, picture in zip(group, pixels, strict=True):
+                yield index, self.originals.kept(Image.fromarray(picture.numpy()))
                 del self.latents[index]
-                yield picture
 
-    def _picture(self, index: int, pixels: torch.Tensor) -> Picture:
-        from PIL import Image
-
+    def _picture(self, index: int, image: Image) -> Picture:
         from darkroom.output import encode as save
         from darkroom.output import extension
 
         job, seed = self.job, self.job.seed_of(index)
         with self._timed("save"):
-            image = Image.fromarray(pixels.numpy())
+            image = resized(image, *final_size(job))
             data = save(image, job, seed=seed, device=self.description, model_hash=None)
         return Picture(index, seed, image.width, image.height, data, extension(job.output_format))
+
+    def _told(self) -> Iterator[Event]:
+        """That the VAE needed float32, once."""
+        if self.helped and not self.told:
+            self.told = True
+            name = str(self.pipeline.dtype).removeprefix("torch.")
+            yield Warned(
+                "vae_float32",
+                f"The VAE's numbers ran out of range in {name}, so it was used in float32; "
+                'a VAE made for it ([models.NAME] vae) or [engine] dtype = "bfloat16" saves the second try',
+            )
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
         """Take the next smaller plan. Raises OutOfMemory where there is none."""
@@ -192,9 +270,11 @@ class Rendering:
         """Make it so, and say so."""
         pipeline, plan = self.pipeline, self.plan
         self.save_memory()
-        if rung.changes:
-            self.job = self.job.model_copy(update=dict(rung.changes))
-            self.latents.clear()
+        changes = self._changes(rung)
+        if changes:
+            self.job = self.job.model_copy(update=changes)
+            for made in (self.latents, self.drafts, self.begins):
+                made.clear()
         if plan.weights != "resident":
             pipeline.let_go()
         elif plan.texts == "dropped":
@@ -202,7 +282,15 @@ class Rendering:
         devices.free_memory(pipeline.device)
         self.draw_bound(0)  # what others gave back meanwhile may be taken
         after = devices.memory_used(pipeline.device)
-        return Fallback(rung.name, because, rung.lossless, dict(rung.changes), used, after)
+        return Fallback(rung.name, because, rung.lossless, changes, used, after)
+
+    def _changes(self, rung: Rung) -> dict[str, int]:
+        """What a rung changes of the job. A plan's size is that of the last pass, a job's that of the first."""
+        scale = _scale(self.job)
+        return {
+            key: value if scale == 1 or key == "num_inference_steps" else int(value / scale) // GRAIN * GRAIN
+            for key, value in rung.changes.items()
+        }
 
     def _room(self) -> int | None:
         """Bytes that this model and this job may have together."""
@@ -235,6 +323,15 @@ class Rendering:
             yield
         finally:
             self.seconds[phase] += time.monotonic() - begin
+
+
+def _scale(job: Job) -> float:
+    """How many times larger the last pass is than the first."""
+    return job.hires.scale if job.hires is not None else 1.0
+
+
+def _ceiled(side: float) -> int:
+    return math.ceil(side / GRAIN) * GRAIN
 
 
 def stop_if(stopping: Stopping) -> None:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from darkroom.engine import schedulers
 from darkroom.errors import RenderFailed
 
@@ -123,6 +125,25 @@ def _set_timesteps(scheduler: Any, recipe: _Recipe, steps: int) -> None:
         scheduler.set_timesteps(steps, original_inference_steps=grid)
     else:
         scheduler.set_timesteps(steps)
+
+
+def begin_at(scheduler: Any, skipped: int) -> Any:
+    """The timesteps that are left after so many steps, where the loop begins with a picture, noised to that point."""
+    timesteps = scheduler.timesteps
+    if type(scheduler).__name__ == "PNDMScheduler":
+        # it looks twice in its first step, whichever that is; diffusers' own pipelines begin here with its second look
+        steps = torch.cat([timesteps[:1], timesteps[2:]])[skipped:]
+        scheduler.timesteps = torch.cat([steps[:2], steps[1:]])
+        return scheduler.timesteps
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * scheduler.order)
+    return timesteps[skipped * scheduler.order :]
+
+
+def add_noise(scheduler: Any, latents: Any, noise: Any, timestep: Any) -> Any:
+    """``latents`` as noisy as they are at ``timestep``, which is the one that the scheduler comes to next."""
+    with _numpy_quiet():
+        return scheduler.add_noise(latents, noise, timestep.reshape(1))
 
 
 def _follow(scheduler: Any, guide: Any) -> None:

@@ -34,6 +34,10 @@ def lms() -> Any:
                     basis *= (at - sigmas[t - other]) / (sigmas[t - current_order] - sigmas[t - other])
             return float((end - begin) / 2 * (weights * basis).sum())
 
+        def step(self, model_output: Any, timestep: Any, sample: Any, order: int = 4, return_dict: bool = True) -> Any:
+            """Of an order that the derivatives seen so far allow: diffusers goes by the place in the schedule."""
+            return super().step(model_output, timestep, sample, min(order, len(self.derivatives) + 1), return_dict)
+
     return LMS
 
 

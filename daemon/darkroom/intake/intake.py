@@ -4,6 +4,10 @@ A complete JSON object is its own end mark: the file is whole as soon as it pars
 written, until it has been unchanged for the settle time; then it will never be a job, and is refused. A whole file
 that can never be valid is refused at once, one that is valid waits for its turn.
 
+A job that begins with pictures of the inbox waits for them, and then until nothing of it has changed for a while. Those
+pictures are no jobs; they go with the last job that names them. In a folder, what might belong to a job that makes the
+folder its own is left alone for the settle time, in which its job file may come.
+
 A scan goes by names and is done in slices between which the daemon works; only files that are new in the window are
 looked at. Up to ``window`` waiting files are in strict order. Of more, as many are kept as the window holds, chosen
 round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own.
@@ -11,26 +15,25 @@ round and round; beyond it a file costs its name, once a scan. Names that begin 
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
-from darkroom.errors import InvalidRequest, Unfinished
+from darkroom.intake.candidate import Candidate, Is, Needs
+from darkroom.intake.judging import Judging
+from darkroom.intake.waiting import Waiting
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
     MAX_FOLDER_DEPTH,
     Arrival,
     Oddity,
     Spool,
-    fingerprint,
     is_candidate,
     is_temporary,
     is_urgent,
     look_at,
-    read,
+    owner,
 )
 
 WINDOW = 20_000
@@ -45,9 +48,6 @@ JUDGE_SHARE = 30
 SLICE_S = 0.02
 """How long a scan goes on at a time."""
 
-UNFINISHED_LOOK_S = 0.2
-UNREADABLE_RETRY_S = 5.0
-
 UNDER_WAY_S = 0.5
 """A notification may be this late before its file counts as one that nobody told of."""
 
@@ -60,64 +60,30 @@ MOST_REPORTED = 10_000
 _NAMES_BETWEEN_CLOCKS = 200
 
 
-class _Is(Enum):
-    """What is known of a waiting file."""
-
-    NEW = auto()
-    READY = auto()
-    LIST = auto()
-    UNFINISHED = auto()
-    HOPELESS = auto()
-    UNREADABLE = auto()
-
-
-@dataclass(slots=True, eq=False)
-class _Candidate:
-    """A file that waits. ``since``: when its present content was first seen, in monotonic seconds."""
-
-    arrival: Arrival
-    since: float
-    scan: int
-    """The number of the last scan that saw it."""
-    state: _Is = _Is.NEW
-    retry_at: float = 0.0
-
-
-_Entry = tuple[tuple[bool, int, str], int, _Candidate]
-"""Where a candidate stands in the order; the number keeps candidates from being compared."""
-
-
 @dataclass
 class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
     ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one, and returns whether it is a list. ``report`` is called once
-    for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may be called from another
-    thread.
+    what is no job, Unfinished for what may yet become one, and returns what the job begins with, if anything.
+    ``report`` is called once for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may
+    be called from another thread.
     """
 
     spool: Spool
-    judge: Callable[[str, bytes | None], bool]
+    judge: Callable[[str, bytes | None], Needs | None]
     report: Callable[[str, str], None]
     settle_s: float
     rescan_s: float
     clock: Callable[[], float] = time.monotonic
     window: int = WINDOW
 
-    _files: dict[str, _Candidate] = field(default_factory=dict)
-    _order: list[_Entry] = field(default_factory=list)
-    _pushed: int = 0
-    _new: deque[_Candidate] = field(default_factory=deque)
-    _unfinished: list[_Candidate] = field(default_factory=list)
-    _hopeless: deque[_Candidate] = field(default_factory=deque)
     _reported: dict[str, tuple[str, int]] = field(default_factory=dict)
     """What was said of which name, and the last scan that would say it again."""
 
     _hints: deque[str] = field(default_factory=deque)
     _hinted: bool = True
     _scan: Iterator[None] | None = None
-    _scans: int = 0
     _scan_cost_s: float = 0.0
     _earliest_scan: float = 0.0
     _next_scan: float = 0.0
@@ -128,14 +94,23 @@ class Intake:
     """Where the last choice ended, of urgent files and of others."""
     _beyond: int = 0
     """How many files the last scan found beyond the window."""
-    _unreadable_in_a_row: int = 0
-    """How many files were looked into since one could be read."""
 
     unannounced: int = 0
     """How many files a scan found that had been there for a while, and no hint had led to them."""
 
     _next_judging: float = 0.0
-    _next_unfinished_look: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._waiting = Waiting(self.clock)
+        self._judging = Judging(
+            self.spool,
+            self._waiting,
+            judge=self.judge,
+            report=self._report,
+            all_known=lambda: self._complete and not self._waiting.new and not self._beyond,
+            clock=self.clock,
+            settle_s=self.settle_s,
+        )
 
     # Looking
 
@@ -166,42 +141,42 @@ class Intake:
             self._scan = self._scanning(now, surprising=not hinted and self._complete and not self._beyond)
         if self._scan is not None:
             self._go_on_scanning()
-        if self._unfinished and now >= self._next_unfinished_look:
-            self._look_at_unfinished(now)
+        if self._judging.unfinished and now >= self._judging.next_look:
+            self._judging.look_at_unfinished(now)
 
     def wait_s(self) -> float:
         """How many seconds one may sleep before there is something to do here, hints aside."""
-        if self._hopeless or self._hints or self._scan is not None:
+        if self._judging.hopeless or self._hints or self._scan is not None:
             return 0.0
         due = self._scan_due()
-        if self._new:
+        if self._waiting.new:
             due = min(due, self._next_judging)
-        if self._unfinished:
-            due = min(due, self._next_unfinished_look)
+        if self._judging.unfinished:
+            due = min(due, self._judging.next_look)
         return max(0.0, due - self.clock())
 
     @property
     def kept(self) -> int:
         """How many files are kept in order: three windows full at most, urgent and unfinished ones included."""
-        return len(self._files)
+        return len(self._waiting)
 
     @property
     def waiting(self) -> int:
         """How many files wait; beyond the window, as of the last scan."""
-        return len(self._files) + self._beyond
+        return len(self._waiting) + self._beyond
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits that will be taken or refused in time: what cannot be read does not count."""
         busy = self._hinted or self._hints or self._scan is not None or self._has_more_beyond
-        return not busy and all(file.state is _Is.UNREADABLE for file in self._files.values())
+        return not busy and all(file.state is Is.UNREADABLE for file in self._waiting.files.values())
 
     # Giving
 
     @property
     def has_news(self) -> bool:
         """Whether ``refused`` has something to do."""
-        return bool(self._hopeless) or bool(self._new and self.clock() >= self._next_judging)
+        return bool(self._judging.hopeless) or bool(self._waiting.new and self.clock() >= self._next_judging)
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
         """Files that do not wait for a turn: what can never be a job, and lists, whose jobs are to.
@@ -209,74 +184,55 @@ class Intake:
         Looks at new ones for about ``budget_s`` seconds.
         """
         begin = self.clock()
-        if self._new and begin >= self._next_judging:
-            while self._new and self.clock() < begin + budget_s:
-                candidate = self._new.popleft()
-                if self._is_here(candidate) and candidate.state is _Is.NEW:
-                    self._examine(candidate)
+        if self._waiting.new and begin >= self._next_judging:
+            for candidate in self._waiting.still_new():
+                self._judging.examine(candidate)
+                if self.clock() >= begin + budget_s:
+                    break
             end = self.clock()
             self._next_judging = end + JUDGE_SHARE * (end - begin)
-        while self._hopeless:
-            candidate = self._hopeless.popleft()
-            if self._is_here(candidate) and candidate.state in (_Is.HOPELESS, _Is.LIST):
-                del self._files[candidate.arrival.name]
-                yield candidate.arrival
+        while self._judging.hopeless:
+            candidate = self._judging.hopeless.popleft()
+            if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
+                yield self._leaving(candidate)
 
     def take(self) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed."""
-        while self._complete and self._order:
-            order, _, candidate = heapq.heappop(self._order)
-            if not self._is_here(candidate) or order != candidate.arrival.order:
+        if not self._complete:
+            return None
+        for candidate in self._waiting.in_turn():
+            if self._waiting.changed(candidate, self.clock()):
                 continue
-            if self._changed(candidate, self.clock()):
-                continue
-            if candidate.state is _Is.NEW:
-                self._examine(candidate)
-            if candidate.state is _Is.READY:
-                del self._files[candidate.arrival.name]
-                return candidate.arrival
-            if candidate.state is _Is.LIST:
+            if self._judging.is_ready(candidate):
+                return self._leaving(candidate)
+            if candidate.state is Is.LIST:
                 return None  # what comes after it comes after its jobs
         return None
 
-    # The files that are known
-
-    def _is_here(self, candidate: _Candidate) -> bool:
-        return self._files.get(candidate.arrival.name) is candidate
-
-    def _add(self, arrival: Arrival, now: float) -> None:
-        candidate = _Candidate(arrival, now, self._scans)
-        self._files[arrival.name] = candidate
-        self._queue(candidate)
-        self._new.append(candidate)
-
-    def _queue(self, candidate: _Candidate) -> None:
-        self._pushed += 1
-        heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
-
-    def _changed(self, candidate: _Candidate, now: float) -> bool:
-        """Whether the file is gone, or another than it was: then it stands in the order anew."""
-        old = candidate.arrival
-        found = fingerprint(old.path)
-        if found == old.fingerprint:
-            return False
-        del self._files[old.name]
-        if found is not None:
-            self._add(Arrival(old.name, old.path, found), now)
-        return True
+    def _leaving(self, candidate: Candidate) -> Arrival:
+        """The file waits no longer; its pictures go with it, if no other job that waits names them."""
+        arrival = candidate.arrival
+        if candidate.needs is not None and not arrival.whole_folder:
+            for other in self._waiting.still_new():  # any of them may name the same pictures
+                self._judging.examine(other)
+            arrival = arrival._replace(takes=() if self._beyond else self._waiting.beside.only_of(arrival.name))
+            for name in arrival.takes:
+                self._waiting.files.pop(name, None)
+        self._waiting.forget(arrival.name)
+        return arrival
 
     # Scanning
 
     def _scan_due(self) -> float:
         """When the next scan is to begin."""
-        if self._has_more_beyond and len(self._files) - len(self._unfinished) < self.window // 2:
-            return self._earliest_scan if self._files else 0.0
+        if self._has_more_beyond and len(self._waiting) - len(self._judging.unfinished) < self.window // 2:
+            return self._earliest_scan if self._waiting else 0.0
         return self._earliest_scan if self._hinted else self._next_scan
 
     @property
     def _has_more_beyond(self) -> bool:
         """Whether files wait beyond the window of which some may be readable."""
-        return self._beyond > 0 and self._unreadable_in_a_row < self.waiting
+        return self._beyond > 0 and self._judging.unreadable_in_a_row < self.waiting
 
     def _go_on_scanning(self) -> None:
         """One slice of the scan. Raises OSError where the inbox cannot be read: that ends it."""
@@ -301,8 +257,8 @@ class Intake:
 
     def _scanning(self, now: float, surprising: bool) -> Iterator[None]:
         """A scan; stops now and then, to be gone on with. ``surprising``: all there is should be known already."""
-        self._scans += 1
-        number = self._scans
+        self._waiting.scans += 1
+        number = self._waiting.scans
         if self._beyond:
             self._make_room()
         choices = {urgent: Choice(self._room(urgent), self._after[urgent]) for urgent in (True, False)}
@@ -315,7 +271,7 @@ class Intake:
             name, entry = found
             if name in self._reported:
                 self._report(name, self._reported[name][0])
-            candidate = self._files.get(name)
+            candidate = self._waiting.files.get(name)
             if candidate is not None:
                 self._see(candidate, entry.inode(), now)
             elif is_candidate(entry):
@@ -325,19 +281,18 @@ class Intake:
         for urgent, choice in choices.items():
             yield from self._admit(choice, urgent, now, surprising)
         self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
-        for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
-            del self._files[gone]
+        self._waiting.end_scan(now - self.settle_s)
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
 
-    def _see(self, candidate: _Candidate, inode: int, now: float) -> None:
+    def _see(self, candidate: Candidate, inode: int, now: float) -> None:
         """A scan came by a file that is known."""
-        candidate.scan = self._scans
-        if inode != candidate.arrival.fingerprint.inode and self._changed(candidate, now):
+        candidate.scan = self._waiting.scans
+        if inode != candidate.arrival.fingerprint.inode and self._waiting.changed(candidate, now):
             return
-        if candidate.state is _Is.UNREADABLE and now >= candidate.retry_at:
-            candidate.state = _Is.NEW
-            self._new.append(candidate)
-            self._queue(candidate)
+        if candidate.state is Is.UNREADABLE and now >= candidate.retry_at:
+            candidate.state = Is.NEW
+            self._waiting.new.append(candidate)
+            self._waiting.queue(candidate)
 
     def _admit(self, choice: Choice, urgent: bool, now: float, surprising: bool) -> Iterator[None]:
         """Those chosen come into the window, oldest first."""
@@ -349,15 +304,15 @@ class Intake:
         for count, (_, name) in enumerate(chosen):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
                 yield
-            if name not in self._files:
+            if name not in self._waiting.files:
                 self._look_at(name, now, arrivals)
         if surprising:
             told_by_now = time.time_ns() - int(UNDER_WAY_S * 1e9)
             self.unannounced += sum(arrival.fingerprint.ctime_ns < told_by_now for arrival in arrivals)
         arrivals.sort(key=lambda arrival: arrival.order)
         for arrival in arrivals:
-            if arrival.name not in self._files:
-                self._add(arrival, now)
+            if arrival.name not in self._waiting.files:
+                self._waiting.add(arrival, now)
 
     def _look_at(self, name: str, now: float, arrivals: list[Arrival] | None = None) -> None:
         """A new arrival is put into ``arrivals``, or at once into the window; an oddity is reported."""
@@ -366,7 +321,7 @@ class Intake:
             self._report(name, found.why)
         elif found is not None:
             if arrivals is None:
-                self._add(found, now)
+                self._waiting.add(found, now)
             else:
                 arrivals.append(found)
 
@@ -375,10 +330,12 @@ class Intake:
         inbox = f"{self.spool.inbox}/"
         name = path.removeprefix(inbox)
         folders = name.count("/")
+        if folders and name != path:
+            name = owner(str(self.spool.inbox), name) or name
         if name == path or folders > MAX_FOLDER_DEPTH:
             self._hinted = True
-        elif (candidate := self._files.get(name)) is not None:
-            self._changed(candidate, now)
+        elif (candidate := self._waiting.files.get(name)) is not None:
+            self._waiting.changed(candidate, now)
         elif not any(map(is_temporary, name.split("/"))):
             if self._takes(is_urgent(name)):
                 self._look_at(name, now)
@@ -388,70 +345,24 @@ class Intake:
     def _takes(self, urgent: bool) -> bool:
         """Whether the window takes a file by itself, without a choice among those beyond it."""
         if urgent:
-            return len(self._files) < 2 * self.window
-        return not self._beyond and len(self._files) < self.window
+            return len(self._waiting.files) < 2 * self.window
+        return not self._beyond and len(self._waiting.files) < self.window
 
     def _room(self, urgent: bool) -> int:
         """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
-        room = self.window - sum(is_urgent(name) is urgent for name in self._files)
-        return room if urgent else room + min(len(self._unfinished), self.window)
+        room = self.window - sum(is_urgent(name) is urgent for name in self._waiting.files)
+        return room if urgent else room + min(len(self._judging.unfinished), self.window)
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""
-        for name in [name for name, candidate in self._files.items() if candidate.state is _Is.UNREADABLE]:
-            del self._files[name]
-
-    # Judging
-
-    def _look_at_unfinished(self, now: float) -> None:
-        for candidate in self._unfinished:
-            if (
-                self._is_here(candidate)
-                and not self._changed(candidate, now)
-                and now - candidate.since >= self.settle_s
-            ):
-                self._set_hopeless(candidate)
-        self._unfinished = [
-            candidate
-            for candidate in self._unfinished
-            if candidate.state is _Is.UNFINISHED and self._is_here(candidate)
-        ]
-        end = self.clock()
-        self._next_unfinished_look = end + max(UNFINISHED_LOOK_S, SCAN_SHARE * (end - now))
-
-    def _examine(self, candidate: _Candidate) -> None:
-        """Read the file and judge it."""
-        arrival = candidate.arrival
-        try:
-            is_list = self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
-        except Unfinished:
-            candidate.state = _Is.UNFINISHED
-            self._unfinished.append(candidate)
-        except InvalidRequest:
-            self._set_hopeless(candidate)
-        except FileNotFoundError:
-            self._files.pop(arrival.name, None)
-        except OSError as error:
-            candidate.state = _Is.UNREADABLE
-            candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
-            self._unreadable_in_a_row += 1
-            self._report(arrival.name, f"it cannot be read: {error.strerror or error}")
-            return
-        else:
-            candidate.state = _Is.LIST if is_list else _Is.READY
-            if is_list:
-                self._hopeless.append(candidate)
-        self._unreadable_in_a_row = 0
-
-    def _set_hopeless(self, candidate: _Candidate) -> None:
-        candidate.state = _Is.HOPELESS
-        self._hopeless.append(candidate)
+        for name in [name for name, candidate in self._waiting.files.items() if candidate.state is Is.UNREADABLE]:
+            self._waiting.forget(name)
 
     def _report(self, name: str, why: str) -> None:
         """Once, for as long as the same is to be said of it."""
         said = self._reported.get(name)
         if said is None and len(self._reported) >= MOST_REPORTED:
             return
-        self._reported[name] = (why, self._scans)
+        self._reported[name] = (why, self._waiting.scans)
         if said is None or said[0] != why:
             self.report(name, why)

@@ -2,16 +2,32 @@
 
 from darkroom.job.entry import is_entry_file
 from darkroom.job.lists import JobList, goes_by_lines, read_list
-from darkroom.job.parse import NO_PRESETS, Presets, parse, parse_fields
+from darkroom.job.parse import NO_PRESETS, Presets, parse, parse_fields, placed
 from darkroom.job.presets import preset_of, read_presets
 from darkroom.job.resolve import resolve
-from darkroom.job.types import NO_IMAGES, ErrorReport, Hires, Images, Job, LoraUse, PictureRecord, Request, Result
+from darkroom.job.types import (
+    IMAGE_FIELDS,
+    NO_IMAGES,
+    NO_PICTURES,
+    ErrorReport,
+    Given,
+    Hires,
+    Images,
+    Job,
+    LoraUse,
+    PictureRecord,
+    Request,
+    Result,
+)
 from darkroom.job.variations import running_order
 
 __all__ = [
+    "IMAGE_FIELDS",
     "NO_IMAGES",
+    "NO_PICTURES",
     "NO_PRESETS",
     "ErrorReport",
+    "Given",
     "Hires",
     "Images",
     "Job",
@@ -25,6 +41,7 @@ __all__ = [
     "is_entry_file",
     "parse",
     "parse_fields",
+    "placed",
     "preset_of",
     "read_list",
     "read_presets",

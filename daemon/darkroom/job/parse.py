@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from darkroom import __version__, strict_json
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
+from darkroom.job.a1111 import HIRES_FIELDS, SPELLED, SPELLINGS, take_several
 from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER, changes_nothing
 from darkroom.job.entry import is_entry, named, unwrap
 from darkroom.job.types import Request
@@ -184,7 +186,7 @@ def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
         elif value is not None:
             errors.append(_dishonoured(f"{_OVERRIDES}.{spelling}", value))
     for spelling, value in fields.items():
-        if spelling in ("batch_size", "n_iter") or (spelling == _OVERRIDES and isinstance(value, dict)):
+        if spelling in SPELLED or (spelling == _OVERRIDES and isinstance(value, dict)):
             continue
         if spelling in _FIELDS:
             take(spelling, value, spelling)
@@ -192,25 +194,8 @@ def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
             take(ALIASES[spelling], value, spelling)
         elif not changes_nothing(spelling, value):
             errors.append(_unknown(spelling, value))
-    if "batch_size" in fields or "n_iter" in fields:
-        _take_batches(fields, take, errors)
+    take_several(fields, take, errors)
     return canonical, written, errors
-
-
-def _take_batches(fields: dict[str, Any], take: Any, errors: list[FieldError]) -> None:
-    count = 1
-    for spelling in ("batch_size", "n_iter"):
-        value = fields.get(spelling)
-        if value is None:
-            continue
-        if type(value) is not int or not 1 <= value <= 1000:
-            errors.append(FieldError("must be a whole number from 1 to 1000", spelling, got=_shown(value)))
-            return
-        count *= value
-    if count > 1000:
-        errors.append(FieldError(f"batch_size × n_iter is {count:,} pictures; at most 1,000 are allowed", "batch_size"))
-        return
-    take("count", count, "batch_size" if "batch_size" in fields else "n_iter")
 
 
 def _unknown(field: str, value: Any) -> FieldError:
@@ -220,7 +205,7 @@ def _unknown(field: str, value: Any) -> FieldError:
         return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
     if field in DO_NOTHING:
         return _dishonoured(field, value)
-    near = difflib.get_close_matches(field.casefold(), [*_FIELDS, *ALIASES, "batch_size", "n_iter"], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(field.casefold(), [*_FIELDS, *ALIASES, *SPELLED], n=1, cutoff=0.5)
     hint = _DID_YOU_MEAN.format(near[0]) if near else "the fields are: " + ", ".join(_FIELDS)
     return FieldError("unknown field", field, got=_shown(value), hint=hint)
 
@@ -233,6 +218,9 @@ def explain(fault: Any, written: Mapping[str, str]) -> FieldError:
     """One of pydantic's errors in words for the person who wrote the file."""
     name = str(fault["loc"][0])
     field = written.get(name, name)
+    if name == "hires" and len(fault["loc"]) > 1:
+        part = str(fault["loc"][1])
+        field = HIRES_FIELDS.get(part, part) if field == "enable_hr" else f"hires.{part}"
     value, context = fault.get("input"), fault.get("ctx", {})
     hint: str | None = None
     match fault["type"]:
@@ -251,6 +239,8 @@ def explain(fault: Any, written: Mapping[str, str]) -> FieldError:
             message = f"must be {context['expected'].replace(chr(39), chr(34))}"
             near = difflib.get_close_matches(str(value).casefold(), re.findall("'(.*?)'", context["expected"]), n=1)
             hint = f'write "{near[0]}"' if near else None
+        case "greater_than":
+            message = f"must be more than {context['gt']:g}"
         case "greater_than_equal":
             message = f"must be at least {context['ge']:g}"
         case "less_than_equal":
@@ -288,9 +278,33 @@ def _place(error: FieldError, document: strict_json.Document | None, prefix: str
     if document is None or error.field is None:
         return error
     path: list[str | int] = [error.field]
-    if error.field.startswith(f"{_OVERRIDES}."):
+    if error.field.startswith((f"{_OVERRIDES}.", "hires.")):
         path = [*error.field.split(".", 1)]
     elif (within := _WITHIN.fullmatch(error.field)) is not None:
         path = [int(part) if part.isdigit() else part for part in within.groups() if part is not None]
     line, column = document.place((*prefix, *path))
     return FieldError(error.message, strict_json.shown(error.field), line, column, error.got, error.hint)
+
+
+def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
+    """The same, each fault with its place in the job file ``data``: for what was found after the file was read."""
+    try:
+        document = strict_json.parse(strict_json.decode(data))
+    except strict_json.JSONFault:
+        return error
+    prefix: strict_json.Path = ("job",) if ("job", "prompt") in document.places else ()
+    if is_entry(document.value):
+        entry = unwrap(document)
+        document, prefix = entry.document, entry.prefix
+    faults, message = [], error.message
+    for fault in error.errors:
+        spellings = [fault.field, *SPELLINGS.get(fault.field, ()), *_spelled(fault.field)] if fault.field else []
+        field = next((spelling for spelling in spellings if (*prefix, spelling) in document.places), fault.field)
+        found = _place(replace(fault, field=field), document, prefix) if fault.line is None else fault
+        message = message.replace(str(fault), str(found))
+        faults.append(found)
+    return InvalidRequest(message, errors=tuple(faults))
+
+
+def _spelled(field: str) -> list[str]:
+    return [spelling for spelling, name in ALIASES.items() if name == field]

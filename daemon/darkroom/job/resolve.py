@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from darkroom import __version__
 from darkroom.catalog import Catalog, Model
-from darkroom.config import Config
+from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.job.dynamic import choose_words
 from darkroom.job.entry import named
-from darkroom.job.types import Job, Request
+from darkroom.job.passes import final_size, passes
+from darkroom.job.size import size_after
+from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
 from darkroom.job.variations import cells_of, gather, one_of, with_seeds
 from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
 from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
+DEFAULT_STRENGTH = 0.75
 _DEFAULTS = {
     "negative_prompt": "",
     "num_inference_steps": 50,
@@ -33,18 +37,23 @@ _SETTLED = ("dynamic", "preset", "matrix", "cells")
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
-def resolve(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
+def resolve(
+    request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given] = NO_PICTURES
+) -> Job:
     """Decide every field, of each cell; choose a seed (32 bits) where none was asked, and the words of dynamic prompts.
 
+    ``pictures`` are those that the job begins with, by their field; one that is not here yet may be left out.
     Raises InvalidRequest (unknown model or sampler, over a limit) or ModelUnavailable (a model's folder is broken).
     """
     try:
         request = choose_words(with_seeds(request), config.prompts)
         cells = cells_of(request)
         if not cells:
-            return _decide(request, config, catalog, id)
+            return _decide(request, config, catalog, id, pictures)
         _check_number(len(cells), request.count or 1, config)
-        jobs = [_decide_cell(request, cell, number, config, catalog, id) for number, cell in enumerate(cells, 1)]
+        jobs = [
+            _decide_cell(request, cell, number, config, catalog, id, pictures) for number, cell in enumerate(cells, 1)
+        ]
         return gather(request, cells, jobs)
     except InvalidRequest as error:
         raise InvalidRequest(named(request.source) + error.message, errors=error.errors) from None
@@ -60,17 +69,25 @@ def _check_number(cells: int, count: int, config: Config) -> None:
     raise InvalidRequest(f"The job cannot be done here: {fault}.", errors=(fault,))
 
 
-def _decide_cell(request: Request, cell: dict[str, Any], number: int, config: Config, catalog: Catalog, id: str) -> Job:
+def _decide_cell(
+    request: Request,
+    cell: dict[str, Any],
+    number: int,
+    config: Config,
+    catalog: Catalog,
+    id: str,
+    pictures: Mapping[str, Given],
+) -> Job:
     """Raises InvalidRequest, saying in which cell the fault is."""
     try:
-        return _decide(one_of(request, cell), config, catalog, id)
+        return _decide(one_of(request, cell), config, catalog, id, pictures)
     except InvalidRequest as error:
         values = shown(", ".join(f"{field} {value}" for field, value in cell.items()))
         message = f"{error.message.removesuffix('.')}, in cell {number} ({values})."
         raise InvalidRequest(message, errors=error.errors) from None
 
 
-def _decide(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
+def _decide(request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given]) -> Job:
     """One job, without cells."""
     model = _find_model(request.model or catalog.default, catalog)
     defaults = model.defaults
@@ -86,6 +103,7 @@ def _decide(request: Request, config: Config, catalog: Catalog, id: str) -> Job:
         | _said(defaults)
         | _said(request)
         | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule, "source": _source(request)}
+        | _pictured(request, config, pictures, errors)
     )
     for field in _SETTLED:
         chosen.pop(field, None)
@@ -104,6 +122,25 @@ def _source(request: Request) -> dict[str, Any]:
 
 def _said(model: BaseModel) -> dict[str, Any]:
     return {field: value for field, value in model if value is not None}
+
+
+def _pictured(
+    request: Request, config: Config, pictures: Mapping[str, Given], errors: list[FieldError]
+) -> dict[str, Any]:
+    """The fields that hang together with the picture to begin with."""
+    if request.init_image is None:
+        for field, hint in (("strength", "remove the field"), ("mask_image", "what it covers is not there")):
+            if getattr(request, field) is not None:
+                errors.append(FieldError("means nothing without init_image, a picture to begin with", field, hint=hint))
+        return {"mask_image": None, "strength": None}
+    fields: dict[str, Any] = {"strength": DEFAULT_STRENGTH if request.strength is None else request.strength}
+    for field in IMAGE_FIELDS:
+        if getattr(request, field) is not None:
+            fields[field] = pictures[field].file if field in pictures else field
+    if (first := pictures.get("init_image")) is not None:
+        size = size_after(first[1:], request.width, request.height, config.limits)
+        fields["width"], fields["height"] = size
+    return fields
 
 
 def _find_model(name: str, catalog: Catalog) -> Model:
@@ -157,6 +194,30 @@ def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     if not errors and job.width * job.height > limits.max_pixels:
         hint = f"[limits] max_pixels is {limits.max_pixels:,}"
         errors.append(FieldError(f"{job.width} × {job.height} is too many pixels", "width", got=job.width, hint=hint))
+    if job.hires is not None and (job.hires.steps or 0) > limits.max_steps:
+        message = f"must be at most {limits.max_steps} here"
+        errors.append(FieldError(message, "hires.steps", got=job.hires.steps, hint="a limit of config.toml"))
+    if not errors:
+        _check_enlarged(job, limits, errors)
+
+
+def _check_enlarged(job: Job, limits: Limits, errors: list[FieldError]) -> None:
+    """What becomes of a size that is allowed by itself."""
+    enlarged: list[tuple[str, float, tuple[int, int]]] = []
+    if job.hires is not None:
+        last = passes(job)[-1]
+        enlarged.append(("hires.scale", job.hires.scale, (last.width, last.height)))
+    if job.upscale is not None:
+        enlarged.append(("upscale", job.upscale, final_size(job)))
+    widest, highest = (
+        min(side, _LONGEST_SIDE.get(job.output_format, side)) for side in (limits.max_width, limits.max_height)
+    )
+    for field, scale, (width, height) in enlarged:
+        if width > widest or height > highest or width * height > limits.max_pixels:
+            hint = f"{widest:,} × {highest:,} and {limits.max_pixels:,} pixels are allowed, see [limits]"
+            message = f"makes it {width} × {height}, which is too large here"
+            errors.append(FieldError(message, field, got=scale, hint=hint))
+            return
 
 
 def _check_tags(job: Job, errors: list[FieldError]) -> None:

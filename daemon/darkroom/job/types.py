@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -15,8 +15,10 @@ MAX_TEXT = 10_000
 def _text(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds a NUL character; remove it")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("holds half of a surrogate pair, which is no character; remove it")
+    try:
+        value.encode()  # much quicker than to look at each character, where the text is a picture
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no character; remove it") from None
     return value
 
 
@@ -39,6 +41,19 @@ Images = Mapping[str, bytes]
 """What a job begins with, by its field (``init_image``, ``mask_image``): files of pictures, as they are."""
 
 NO_IMAGES: Images = MappingProxyType({})
+
+
+class Given(NamedTuple):
+    """A picture that a job begins with: its file's name in the job's folder, its size as it is seen."""
+
+    file: str
+    width: int
+    height: int
+
+
+IMAGE_FIELDS = ("init_image", "mask_image")
+
+NO_PICTURES: Mapping[str, Given] = MappingProxyType({})
 
 
 class LoraUse(BaseModel):

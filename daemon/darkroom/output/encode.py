@@ -39,7 +39,7 @@ def encode(image: Image.Image, job: Job, *, seed: int, device: str, model_hash: 
     """The file's bytes, in the job's format; PNG keeps every pixel. The same arguments give the same bytes."""
     if image.mode != "RGB":
         image = image.convert("RGB")
-    text = infotext(job, seed=seed, width=image.width, height=image.height, model_hash=model_hash)
+    text = infotext(job, seed=seed, model_hash=model_hash)
     own = json.dumps(job.recipe() | {"seed": seed, "count": 1}, ensure_ascii=False)
     file = io.BytesIO()
     if job.output_format == "png":

@@ -19,21 +19,32 @@ _SCHEDULES = {
 }
 
 
-def infotext(job: Job, *, seed: int, width: int, height: int, model_hash: str | None = None) -> str:
-    """The text of the PNG chunk ``parameters`` for the picture with ``seed``, whose size is in pixels.
+_UPSCALER = "Lanczos"
+
+
+def infotext(job: Job, *, seed: int, model_hash: str | None = None) -> str:
+    """The text of the PNG chunk ``parameters`` for the picture with ``seed``. Its size there is before any enlarging.
 
     ``model_hash`` is the first ten hex digits of the checkpoint's sha256, where the model is one file.
     """
+    hires = job.hires
+    strength = job.strength if hires is None else hires.strength
     facts: dict[str, Any] = {
         "Steps": job.num_inference_steps,
         "Sampler": job.sampler,
         "Schedule type": _SCHEDULES.get(job.schedule, job.schedule),
         "CFG scale": _plain(job.guidance_scale),
         "Seed": seed,
-        "Size": f"{width}x{height}",
+        "Size": f"{job.width}x{job.height}",
         "Model hash": model_hash,
         "Model": job.model,
+        "Denoising strength": None if strength is None else _plain(strength),
         "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
+        "Hires upscale": None if hires is None else _plain(hires.scale),
+        "Hires steps": None if hires is None else hires.steps,
+        "Hires upscaler": None if hires is None else _UPSCALER,
+        "Postprocess upscale by": None if job.upscale is None else _plain(job.upscale),
+        "Postprocess upscaler": None if job.upscale is None else _UPSCALER,
         "Template": job.template,
         "Negative Template": job.negative_template,
         "RNG": "CPU",
@@ -69,6 +80,8 @@ _READ = {
     "Model": "model",
     "Clip skip": "clip_skip",
 }
+_READ_OF_HIRES = {"Hires upscale": "scale", "Hires steps": "steps", "Denoising strength": "strength"}
+
 _NUMBERS = frozenset({"num_inference_steps", "guidance_scale", "seed", "clip_skip"})
 
 _BESIDE = frozenset(
@@ -105,11 +118,25 @@ def read_infotext(text: str) -> dict[str, Any]:
             fields[field] = _number(facts[key]) if field in _NUMBERS else facts[key]
     if (size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", facts.get("Size", ""))) is not None:
         fields["width"], fields["height"] = int(size[1]), int(size[2])
+    fields |= _enlarging(facts)
     strange = [key for key in facts if key not in _READ and key not in _BESIDE and key != "Size"]
     if strange:
         faults = tuple(FieldError(_why_not(key), key, got=facts[key][:80]) for key in strange)
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidRequest(f"The picture cannot be made again from its recipe: {faults[0]}{more}.", errors=faults)
+    return fields
+
+
+def _enlarging(facts: dict[str, str]) -> dict[str, Any]:
+    """``hires`` and ``upscale``, which leave ``facts``; of enlarging by another filter its name is left there."""
+    fields: dict[str, Any] = {}
+    if "Hires upscale" in facts and "Hires upscaler" in facts:
+        fields["hires"] = {part: _number(facts.pop(name)) for name, part in _READ_OF_HIRES.items() if name in facts}
+    if "Postprocess upscale by" in facts and "Postprocess upscaler" in facts:
+        fields["upscale"] = _number(facts.pop("Postprocess upscale by"))
+    for key in ("Hires upscaler", "Postprocess upscaler"):
+        if facts.get(key) in (_UPSCALER, "None"):  # with A1111 no upscaler means Lanczos' filter too
+            del facts[key]
     return fields
 
 
@@ -143,5 +170,7 @@ def _number(value: str) -> int | float | str:
 
 def _why_not(key: str) -> str:
     if key == "Denoising strength":
-        return "it was made from another picture, or in two passes, and darkroom has only this one"
+        return "it was made from another picture, and darkroom has only this one"
+    if key in ("Hires upscaler", "Postprocess upscaler"):
+        return f'darkroom enlarges by "{_UPSCALER}" only'
     return "darkroom does not know how to do this"

@@ -64,12 +64,14 @@ def job_in(data: bytes) -> dict[str, Any]:
             f"The recipe in this picture is one of {program}, which darkroom cannot run: write a job with its prompt",
         )
     raise _refusal(
-        Unfinished, "This picture has no recipe of darkroom or of A1111 inside, so nothing says how to make it again"
+        Unfinished,
+        "This picture has no recipe of darkroom or of A1111 inside, so nothing says how to make it again",
+        hint='to begin with it, drop it with a job that names it: {"prompt": "…", "init_image": "its name"}',
     )
 
 
-def _refusal(kind: type[InvalidRequest], message: str) -> InvalidRequest:
-    return kind(f"{message}.", errors=(FieldError(message),))
+def _refusal(kind: type[InvalidRequest], message: str, hint: str | None = None) -> InvalidRequest:
+    return kind(f"{message}.", errors=(FieldError(message, hint=hint),))
 
 
 def _without_pixels() -> AbstractContextManager[object]:

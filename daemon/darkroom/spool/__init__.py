@@ -1,10 +1,11 @@
 """The spool: folders that are the queue. SPOOL's promise is kept here: no job lost, none twice, nothing half."""
 
 from darkroom.spool.disk import Call, Disk
+from darkroom.spool.fingerprint import Fingerprint
+from darkroom.spool.folders import DROPPED, owner
 from darkroom.spool.inbox import (
     MAX_FOLDER_DEPTH,
     Arrival,
-    Fingerprint,
     Oddity,
     fingerprint,
     is_candidate,
@@ -13,7 +14,9 @@ from darkroom.spool.inbox import (
 )
 from darkroom.spool.lock import holder, is_held
 from darkroom.spool.names import (
+    JOBS_OF_FOLDERS,
     KINDS,
+    PUBLISHED,
     is_job,
     is_picture,
     is_plain,
@@ -30,10 +33,13 @@ from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
 from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
+    "DROPPED",
+    "JOBS_OF_FOLDERS",
     "KINDS",
     "MAX_FOLDER_DEPTH",
     "OF_LIST",
     "PAUSE",
+    "PUBLISHED",
     "Arrival",
     "Call",
     "Disk",
@@ -54,6 +60,7 @@ __all__ = [
     "is_urgent",
     "look_at",
     "new_id",
+    "owner",
     "published_name",
     "read",
     "request_in",

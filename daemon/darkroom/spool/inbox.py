@@ -9,24 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from darkroom.spool.names import is_conflict_copy, is_job, is_temporary, is_urgent
+from darkroom.spool.fingerprint import Fingerprint
+from darkroom.spool.folders import folders_job, of_folder
+from darkroom.spool.names import JOBS_OF_FOLDERS, is_conflict_copy, is_job, is_temporary, is_urgent
 
 MAX_FOLDER_DEPTH = 8
-
-
-class Fingerprint(NamedTuple):
-    """What tells one content of a path from another without reading it."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Fingerprint:
-        """From a stat result."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Arrival(NamedTuple):
@@ -35,6 +22,20 @@ class Arrival(NamedTuple):
     name: str
     path: str
     fingerprint: Fingerprint
+    whole_folder: bool = False
+    """The folder that it lies in is the job, with all that is in it: see ``folders``."""
+    takes: tuple[str, ...] = ()
+    """Names of pictures in the inbox that go with the job, since no other job that waits names them."""
+
+    @property
+    def dropped(self) -> str:
+        """The name of what was dropped: the file's, or the folder's with a slash at its end."""
+        return self.name[: self.name.rindex("/") + 1] if self.whole_folder else self.name
+
+    @property
+    def place(self) -> str:
+        """The path of what was dropped."""
+        return self.path.rpartition("/")[0] if self.whole_folder else self.path
 
     @property
     def order(self) -> tuple[bool, int, str]:
@@ -53,6 +54,8 @@ class Oddity:
 def walk(inbox: Path) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
     """Everything in the inbox and its sub-folders but temporaries, by names alone: no file is looked at.
 
+    Of a folder that is one job, nothing but its job file.
+
     Raises OSError where the inbox itself cannot be read; a sub-folder that cannot is an Oddity.
     """
     folders = [("", str(inbox), 0)]
@@ -60,6 +63,9 @@ def walk(inbox: Path) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
         prefix, folder, depth = folders.pop()
         if depth > MAX_FOLDER_DEPTH:
             yield Oddity(prefix.rstrip("/"), "folders are too deep here")
+            continue
+        if prefix and (whole := folders_job(folder)) is not None:
+            yield prefix + whole.name, whole
             continue
         try:
             entries = os.scandir(folder)
@@ -120,6 +126,11 @@ def look_at(name: str, path: str) -> Arrival | Oddity | None:
         return Oddity(
             name, "it is not a job: jobs are *.json, *.jsonl and *.txt files, and pictures with a recipe inside"
         )
+    if "/" in name and leaf in JOBS_OF_FOLDERS:
+        folder = path.rpartition("/")[0]
+        whole = folders_job(folder)
+        if whole is not None and whole.name == leaf:
+            return Arrival(name, path, of_folder(folder, status), whole_folder=True)
     return Arrival(name, path, Fingerprint.of(status))
 
 

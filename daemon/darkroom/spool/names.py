@@ -21,6 +21,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 KINDS = (".json", *LISTS, *PICTURES)
 """How names of jobs end."""
 
+JOBS_OF_FOLDERS = ("job.json", "result.json")
+"""A folder that holds one of these is one job, with its pictures."""
+
+PUBLISHED = frozenset({"request.json", "result.json", "retry.json", "error.json", "log.jsonl"})
+"""What lies beside a ``result.json`` in a folder that we published, and is not a job of its own there."""
+
 _TEMPORARY_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".filepart")
 _TEMPORARY = re.compile(
     r"""
@@ -97,9 +103,12 @@ def slug(name: str) -> str:
 
 
 def published_name(dropped: str) -> str:
-    """What the results of a dropped file are called: ``team/cat.json`` → ``team/cat``; odd parts become slugs."""
-    *groups, leaf = dropped.split("/")
-    stem = leaf[: leaf.rindex(".")] if is_job(leaf) else leaf
+    """What the results of a dropped file are called: ``team/cat.json`` → ``team/cat``; odd parts become slugs.
+
+    A folder that is a job is told by the slash at its end: ``team/cat/`` → ``team/cat``.
+    """
+    *groups, leaf = dropped.removesuffix("/").split("/")
+    stem = leaf[: leaf.rindex(".")] if is_job(leaf) and not dropped.endswith("/") else leaf
     return "/".join(part if is_plain(part) else slug(part) for part in (*groups, stem))
 
 

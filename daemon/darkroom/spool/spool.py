@@ -17,9 +17,20 @@ from darkroom.errors import ConfigError, StorageTrouble
 from darkroom.job import ErrorReport, Result
 from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
+from darkroom.spool.embedded import is_too_large, most_with_pictures
+from darkroom.spool.fingerprint import Fingerprint
+from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival, Oddity
 from darkroom.spool.lock import Lock
-from darkroom.spool.names import KINDS, free_number, is_picture, new_id, published_name, request_name
+from darkroom.spool.names import (
+    JOBS_OF_FOLDERS,
+    KINDS,
+    free_number,
+    is_picture,
+    new_id,
+    published_name,
+    request_name,
+)
 from darkroom.spool.split import Plan, split
 from darkroom.spool.ticket import (
     ATTEMPT,
@@ -203,10 +214,10 @@ class Spool:
         Raises StorageTrouble; PermissionError where the file may not be moved.
         """
         origin = Origin.of(arrival)
-        name = published_name(arrival.name)
+        name = published_name(arrival.dropped)
         id = new_id(name)
         folder = f"{self._working}/{id}"
-        request = f"{folder}/{request_name(arrival.name)}"
+        target = f"{folder}/{DROPPED if arrival.whole_folder else request_name(arrival.name)}"
         self.disk.mkdir(folder)
         self.disk.hold(self._working)
         self.disk.hold(folder)
@@ -214,17 +225,29 @@ class Spool:
         self.disk.sync_folder(folder)  # kept: without a journal a folder's names may be written in any order
         self.disk.sync_folder(self._working)
         try:
-            self.disk.rename(arrival.path, request)
+            self.disk.rename(arrival.place, target)
         except (OSError, StorageTrouble) as error:
             # A network file system may report an error for a rename that happened.
-            if not os.path.lexists(request):
+            if not os.path.lexists(target):
                 self._undo_claim(folder)
                 if isinstance(error, FileNotFoundError):
                     return None
                 raise
+        if arrival.whole_folder:
+            self._unpack(folder)
         self.disk.sync_folder(folder)
-        self.disk.sync_folder(arrival.path.rpartition("/")[0])
+        self.disk.sync_folder(arrival.place.rpartition("/")[0])
         return Ticket(id, name, folder, origin, self.disk, fresh=True)
+
+    def _unpack(self, folder: str) -> bool:
+        """Take the job file out of a folder that was dropped; whether there is one."""
+        for name in JOBS_OF_FOLDERS:
+            path = f"{folder}/{DROPPED}/{name}"
+            if os.path.lexists(path):
+                self.disk.rename(path, f"{folder}/{request_name(name)}")
+                self.disk.sync_folder(f"{folder}/{DROPPED}")
+                return True
+        return False
 
     def _undo_claim(self, folder: str) -> None:
         self.disk.let_go(folder)
@@ -237,10 +260,17 @@ class Spool:
         """What was dropped; None where it is over its limit. Raises OSError."""
         path = ticket.request
         with storage_errors(path, "read"):
-            return inbox_folder.read(path, self.most_bytes(path))
+            return self.read(path)
+
+    def read(self, path: str) -> bytes | None:
+        """What a file holds that may be a job; None where it is over its limit. Raises OSError."""
+        if is_picture(path):
+            return inbox_folder.read(path, self.limits.max_picture_bytes)
+        data = inbox_folder.read(path, most_with_pictures(self.limits))
+        return None if data is None or is_too_large(data, self.limits) else data
 
     def most_bytes(self, name: str) -> int:
-        """How large a job of that name may be."""
+        """How large a job of that name may be, the pictures in it not counted."""
         return self.limits.max_picture_bytes if is_picture(name) else self.limits.max_job_bytes
 
     # Lists
@@ -280,8 +310,9 @@ class Spool:
         for folder in sorted(self.working.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
                 continue
-            if request_in(folder) is None:
-                self.disk.remove_tree(folder)  # not synced: what comes back is removed again
+            if request_in(folder) is None and not self._unpack(str(folder)):
+                if not os.path.lexists(folder / DROPPED):
+                    self.disk.remove_tree(folder)  # not synced: what comes back is removed again
                 continue
             verdict = _written_verdict(folder)
             if verdict is not None:
@@ -294,9 +325,7 @@ class Spool:
         """A request whose origin was lost keeps its folder's name."""
         request = request_in(folder)
         assert request is not None
-        arrival = Arrival(
-            f"{folder.name}{request[request.rindex('.') :]}", request, inbox_folder.Fingerprint.of(os.lstat(request))
-        )
+        arrival = Arrival(f"{folder.name}{request[request.rindex('.') :]}", request, Fingerprint.of(os.lstat(request)))
         origin = Origin.of(arrival).model_dump_json().encode()
         self.disk.replace(folder / ORIGIN, origin, sync=False)  # lost again, it is made again
         ticket = Ticket.load(folder, self.disk)

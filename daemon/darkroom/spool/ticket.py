@@ -3,6 +3,8 @@
 ::
 
     request.json    what was dropped, as it was; a picture is request.png, .jpg, .jpeg or .webp
+    dropped/        of a folder that was dropped: what the job does not use
+    init_image.png  the pictures that it begins with, and mask_image
     origin.json     where it came from: name, times, inode, host
     job.json        the resolved job, what was asked otherwise, fallbacks so far (``State``)
     attempt.N       the engine was woken for the N-th time; says how that ended
@@ -29,8 +31,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from darkroom import strict_json
 from darkroom.errors import StorageTrouble
-from darkroom.job import Job
+from darkroom.job import IMAGE_FIELDS, Job
 from darkroom.spool.disk import Disk
+from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival
 from darkroom.spool.names import published_name, request_name, timestamp
 
@@ -75,11 +78,13 @@ class Origin(BaseModel):
     inode: int
     host: str
     boot_id: str
+    takes: tuple[str, ...] = ()
+    """Names of pictures in the inbox that go with the job; the others that it begins with are copied."""
 
     @classmethod
     def of(cls, arrival: Arrival) -> Origin:
         """From a file in the inbox."""
-        raw = os.fsencode(arrival.name)
+        raw = os.fsencode(arrival.dropped)
         print_ = arrival.fingerprint
         return cls(
             name=raw.decode("utf-8", "backslashreplace"),
@@ -90,6 +95,7 @@ class Origin(BaseModel):
             inode=print_.inode,
             host=host_name(),
             boot_id=boot_id(),
+            takes=arrival.takes,
         )
 
     @property
@@ -176,6 +182,44 @@ class Ticket:
         Durable with the folder's next fsync, which comes before the engine is woken, and with each picture.
         """
         self.disk.replace(self.at(STATE), state.model_dump_json().encode())
+
+    # The pictures that it begins with
+
+    @property
+    def dropped_folder(self) -> str | None:
+        """The path of what is left of the folder that was dropped, where it was one."""
+        path = self.at(DROPPED)
+        return path if os.path.isdir(path) else None
+
+    def given(self) -> dict[str, str]:
+        """The files of those that are here, by the field that they are for."""
+        names = {f"{field}{suffix}": field for field in IMAGE_FIELDS for suffix in PICTURE_SUFFIXES}
+        return {names[file]: file for file in os.listdir(self.place) if file in names}
+
+    def keep_given(self, file: str, data: bytes) -> None:
+        """A copy of one that stays where it is. Durable when the engine is woken: see ``save_state``."""
+        self.disk.replace(self.at(file), data)
+
+    def take_given(self, file: str, path: str) -> None:
+        """One that goes with the job: it moves here. Raises FileNotFoundError where it vanished."""
+        self.disk.rename(path, self.at(file))
+        self.disk.sync_folder(self.place)
+        self.disk.sync_folder(path.rpartition("/")[0])
+
+    def clear_dropped(self) -> None:
+        """Remove the empty folders that are left of the one that was dropped."""
+        if (left := self.dropped_folder) is not None:
+            self._clear(left)
+
+    def _clear(self, folder: str) -> None:
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in below:
+            self._clear(path)
+        if not os.listdir(folder):
+            self.disk.rmdir(folder)
+        else:
+            self.disk.sync_folder(folder)
 
     # Attempts
 
