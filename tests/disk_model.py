@@ -117,6 +117,8 @@ class DiskModel:
                     self._reach(node, len(node.log))
                 elif isinstance(node, File):
                     node.synced = node.data
+            case "syncfs":
+                self._sync(self.top)
             case "mkdir" if node is None:
                 self._folder_of(call.path).change({call.path.name: Folder()})
             case "create" if node is None:
@@ -139,10 +141,19 @@ class DiskModel:
                 self._folder_of(call.path).change({call.path.name: None})
             case "rename" if node is not None and call.target is not None:
                 self._rename(node, call.path, call.target)
-            case "mkdir" | "unlink" | "link" | "rename":
+            case "mkdir" | "unlink" | "link" | "rename" | "rmdir":
                 pass
             case _:
                 raise AssertionError(f"the model does not know how {call} could happen")
+
+    def _sync(self, node: File | Folder) -> None:
+        """All that is in it, now or as far as its log goes back."""
+        if isinstance(node, File):
+            node.synced = node.data
+            return
+        self._reach(node, len(node.log))
+        for inner in node.now.values():
+            self._sync(inner)
 
     def _rename(self, node: File | Folder, path: Path, target: Path) -> None:
         there = self._find(target)

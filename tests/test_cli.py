@@ -390,3 +390,45 @@ def test_status_shows_a_step_down_while_the_job_runs(darkroom: Darkroom, monkeyp
             {"rung": "tiled_vae", "because": "no memory", "lossless": True, "memory_before": 5, "memory_after": 3}
         ]
         assert "↓ tiled_vae: no memory" in call(darkroom, "status").stdout
+
+
+def test_a_text_is_submitted_with_a_field_set_in_all_its_jobs_and_waited_for(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    text = tmp_path / "night.txt"
+    text.write_text("# tonight\na red circle\n\na blue square\n")
+    small = ("--set", "steps=1", "--set", "width=64", "--set", "height=64")
+    with daemon(darkroom):
+        done = call(darkroom, "submit", str(text), *small, "--wait")
+    assert done.stdout.splitlines() == [str(darkroom.done / "night" / number) for number in ("0001", "0002")]
+    assert darkroom.result("night/0002")["job"]["prompt"] == "a blue square"
+    assert darkroom.result("night/0002")["job"]["num_inference_steps"] == 1
+
+
+def test_a_list_is_submitted_as_it_is_and_one_of_its_jobs_that_fails_is_told(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    lines = tmp_path / "night.jsonl"
+    lines.write_text('{"prompt": "a", "steps": 1}\n{"prompt": "b", "widht": 64}\n')
+    complaint = call(darkroom, "submit", str(lines), code=2).stderr
+    assert "night: line 2, column 26: widht: unknown field (did you mean width?)" in complaint
+    assert darkroom.names("inbox") == []
+    lines.write_text('{"prompt": "a", "steps": 1}\n')
+    call(darkroom, "submit", str(lines))
+    assert (darkroom.inbox / "night.jsonl").read_bytes() == lines.read_bytes()
+
+
+def test_a_list_is_taken_out_of_the_inbox_as_a_whole(darkroom: Darkroom) -> None:
+    for name in ("night/0001.json", "night/0002.json", "nightly.json"):
+        darkroom.drop(name)
+    call(darkroom, "cancel", "night")
+    assert [path.name for path in darkroom.inbox.rglob("*.json")] == ["nightly.json"]
+
+
+def test_check_looks_at_every_entry_of_a_list(darkroom: Darkroom, tmp_path: Path) -> None:
+    path = tmp_path / "night.json"
+    path.write_text('[{"prompt": "a"},\n {"prompt": "b", "model": "seeding"},\n {"prompt": "c", "steps": 0}]')
+    assert call(darkroom, "check", str(path), code=1).stdout.splitlines() == [
+        f'✗ {path}: entry 2: model: there is no model "seeding" (did you mean seedling?)',
+        f"✗ {path}: line 3, column 27: steps: must be at least 1",
+    ]

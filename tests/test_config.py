@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from darkroom.config import Config, Folders, Limits, ModelEntry, Models, load
 from darkroom.errors import ConfigError
+from darkroom.job import read_presets
 
 SHIPPED = Path(__file__).parents[1] / "config.toml"
 
@@ -228,7 +229,10 @@ def test_the_shipped_file_shows_every_key_with_its_default(tmp_path: Path) -> No
     named = shown["models"].pop("sd15")
     assert set(named) == keys(ModelEntry)
     ModelEntry.model_validate(named)
+    assert set(read_presets(Config(presets=shown.pop("presets")))) == {"portrait"}
     for name, section in defaults:
+        if name == "presets":
+            continue  # whose keys are those of a job
         assert set(shown[name]) == keys(type(section)), name
         for key, value in shown[name].items():
             default = getattr(section, key)

@@ -27,7 +27,7 @@ from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
 from darkroom.intake import Waker
-from darkroom.job import IMAGE_FIELDS, NO_IMAGES, Images, Job, parse, resolve
+from darkroom.job import IMAGE_FIELDS, NO_IMAGES, Images, Job, is_entry_file, parse, resolve
 from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
 
@@ -103,6 +103,8 @@ class Way:
     deaths: int = 0
     falls_back: bool = False
     pauses: bool = False
+    entries: int = 0
+    """Of a list: how many jobs it holds."""
     prepare: Callable[[Darkroom], None] | None = None
 
 
@@ -149,6 +151,8 @@ def took_the_name(darkroom: Darkroom) -> None:
         (folder / "mine.txt").write_text("mine")
 
 
+LIST = json.dumps([{"prompt": "a"} | JOB, {"promt": "b"}, {"prompt": "c"} | JOB]).encode()
+
 WAYS = [
     Way("done", {"cat.json": {"prompt": "a"} | JOB}, done=["cat"]),
     Way("a picture", {"cat.png": picture()}, done=["cat"]),
@@ -171,6 +175,21 @@ WAYS = [
     Way("steps down", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"], falls_back=True),
     Way("cancelled", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], prepare=cancel_it),
     Way("paused", {"a.json": {"prompt": "a"} | JOB, "b.json": {"prompt": "b"} | JOB}, done=["a", "b"], pauses=True),
+    Way("matrix", {"cat.json": {"prompt": "a", "matrix": {"seed": [1, 2]}, "count": 2} | JOB}, done=["cat"], deaths=1),
+    Way(
+        "a list",
+        {"night.json": LIST},
+        done=["night/list", "night/0001", "night/0003"],
+        failed=["night/0002"],
+        entries=3,
+    ),
+    Way(
+        "a list, its name taken",
+        {"team/night.json": b'{"defaults": {"steps": 1, "width": 64, "height": 64}, "jobs": [{"prompt": "a"}]}'},
+        done=["team/night~2/list", "team/night~2/0001"],
+        entries=1,
+        prepare=lambda darkroom: (darkroom.failed / "team" / "night").mkdir(parents=True),
+    ),
     Way(
         "three in a row",
         {
@@ -267,12 +286,12 @@ class House:
             self.lifted += waker.lifted
         return True
 
-    def requests(self) -> dict[str, list[Path]]:
-        """Where each dropped content lies now."""
+    def requests(self, *, entries: bool = False) -> dict[str, list[Path]]:
+        """Where each dropped content lies now; or each entry that became a job of its own."""
         found: dict[str, list[Path]] = {}
         for folder in ("inbox", "working", "done", "failed"):
             for path in (self.darkroom.root / folder).rglob("*.*"):
-                if self._is_request(path, folder):
+                if path.is_file() and self._is_request(path, folder) and is_entry_file(path.read_bytes()) is entries:
                     found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path)
         return found
 
@@ -294,9 +313,11 @@ class House:
     def hold_to_the_promise(self) -> None:
         """At every instant: each job in exactly one place, no picture of one lost, what is published whole."""
         assert all(self.pictures().values()), self.pictures()
-        found = self.requests()
+        found, entries = self.requests(), self.requests(entries=True)
         assert sorted(found) == self.contents
-        assert all(len(paths) == 1 for paths in found.values()), found
+        assert all(len(paths) == 1 for paths in (*found.values(), *entries.values())), (found, entries)
+        is_split = any(path.parent.name == "list" for (path,) in found.values() if "done" in path.parts)
+        assert len(entries) == self.way.entries or not (entries or is_split), "a list in part"
         for base in (self.darkroom.done, self.darkroom.failed):
             for request in base.rglob("request.*"):
                 folder = request.parent
@@ -320,23 +341,30 @@ class House:
     def hold_to_the_end(self) -> None:
         """After a restart: every job has the verdict it should, once, and nothing else lies about."""
         self.hold_to_the_promise()
-        found = {path.relative_to(self.darkroom.root).parent.as_posix() for (path,) in self.requests().values()}
+        requests = self.requests() | self.requests(entries=True)
+        found = {path.relative_to(self.darkroom.root).parent.as_posix() for (path,) in requests.values()}
         wanted = {f"done/{name}" for name in self.way.done} | {f"failed/{name}" for name in self.way.failed}
         assert found == wanted
         assert self.darkroom.names("working") == []
         assert [path for path in self.darkroom.inbox.rglob("[!.]*") if path.is_file()] == []
         for name in self.way.done:
             result = self.darkroom.result(name)
-            assert len(result["pictures"]) == result["job"]["count"]
-            seeds = [picture["seed"] for picture in result["pictures"]]
-            assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+            if "entries" in result:
+                assert result["entries"] == self.way.entries
+                continue
+            job = Job.model_validate(result["job"] | {"id": result["id"]})
+            assert len(result["pictures"]) == job.total
+            first = result["pictures"][0]["seed"]
+            seeds = [picture["seed"] - first for picture in result["pictures"]]
+            assert seeds == [job.seed_of(index) - job.seed for index in range(job.total)]
             left = {path.name for path in (self.darkroom.done / name).iterdir()}
             pictures = {picture["file"] for picture in result["pictures"]}
             (request,) = (name for name in left if name.startswith("request."))
             given = {result["job"][field] for field in IMAGE_FIELDS if field in result["job"]}
             assert given <= left
-            sheet = {"contact-sheet.jpg"} if len(pictures) > 1 else set()
-            assert left - self.way.kept - sheet == pictures | {request, "result.json", "log.jsonl"}
+            grid = {result["grid"]} if "grid" in result else set()
+            sheet = {"contact-sheet.jpg"} if len(pictures) > 1 and not grid else set()
+            assert left - self.way.kept - sheet == pictures | grid | {request, "result.json", "log.jsonl"}
             assert self.impatient or sheet <= left
 
     def remove(self) -> None:
@@ -379,7 +407,7 @@ def test_a_crash_at_any_call_loses_nothing_and_doubles_nothing(way: Way, base: P
 
 
 @pytest.mark.parametrize(
-    "way", named("several pictures", "engine dies once", "cancelled", "a folder"), ids=lambda way: way.name
+    "way", named("several pictures", "engine dies once", "cancelled", "a folder", "a list"), ids=lambda way: way.name
 )
 def test_a_crash_in_the_recovery_from_a_crash_loses_nothing(way: Way, base: Path) -> None:
     points = calls_of(way, base)
@@ -418,7 +446,8 @@ class FailingDisk(Disk):
 @pytest.mark.parametrize(
     "way",
     named(
-        "several pictures", "refused", "engine dies once", "steps down", "three in a row", "pictures beside", "a folder"
+        *("several pictures", "refused", "engine dies once", "steps down", "three in a row", "pictures beside"),
+        *("a folder", "a list", "matrix"),
     ),
     ids=lambda way: way.name,
 )

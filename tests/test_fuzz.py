@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from conftest import Darkroom
 from darkroom.catalog import Catalog
 from darkroom.config import Config
+from darkroom.dropped import read
 from darkroom.errors import InvalidRequest
-from darkroom.job import Request, parse, resolve
+from darkroom.job import JobList, Request, resolve
 
 MANY = int(os.environ.get("DARKROOM_TEST_FUZZ", "4000"))
 
@@ -49,6 +50,12 @@ SEEDS: list[dict[str, Any]] = [
         "quality": 9,
     },
     {"darkroom": "0.1.0", "pictures": [], "job": {"prompt": "x", "seed": 18446744073709551615}},
+    {"prompt": "x", "matrix": {"seed": [1, 2], "cfg_scale": [4, 7], "sampler": ["Euler", "ddim"]}, "count": 2},
+    {"prompt": "x", "cells": [{"seed": 1}, {"steps": 3, "prompt": "y"}], "template": "{x|y}"},
+    {"prompt": "a {b|c} {2$$d|e}", "dynamic": True, "count": 3},
+    {"list": {"file": "x.json", "entry": 1, "line": 1, "column": 2}, "defaults": {"steps": 3}, "job": {"prompt": "x"}},
+    {"list": {"file": "x.jsonl", "entry": 1, "line": 1, "column": 2}, "text": "{\"prompt\": }"},
+    {"defaults": {"steps": 3}, "jobs": [{"prompt": "x"}, {"prompt": "y", "seed": 3}]},
 ]
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**63, 2**64, 10**39, 1.5, -0.0, 1e308, "", "20", "a" * 11_000, "\0", "\ud800", [],
@@ -90,7 +97,12 @@ def mutants(number: int, chance: random.Random) -> Iterator[bytes]:
 def judged(data: bytes, config: Config, catalog: Catalog) -> str | None:
     """None for a job; else what the person is told, which must be a sentence and fit into error.json."""
     try:
-        resolve(parse(data), config, catalog, "fuzz")
+        found = read("fuzz.json", data, config.limits)
+        if isinstance(found, JobList):
+            for entry in found.entries:
+                judged(entry.as_file("fuzz.json", found.defaults), config, catalog)
+            return None
+        resolve(found, config, catalog, "fuzz")
     except InvalidRequest as error:
         assert error.errors
         for fault in error.errors:
@@ -151,10 +163,12 @@ def test_every_mutant_dropped_in_gets_its_verdict_and_the_daemon_lives(house: Da
         small = data.replace(b"512", b"64").replace(b"768", b"64")
         house.drop(f"{chance.choice(['cat', '-x', 'con', 'a' * 100, 'é', chr(0xDC80)])}{index}.json", small)
     loop = house.run_once()
-    assert loop.work.done + loop.work.failed == number
+    lists = list(house.done.rglob("list/result.json"))
+    entries = sum(json.loads(path.read_bytes())["entries"] for path in lists)
+    assert loop.work.done + loop.work.failed + len(lists) - entries == number
     assert house.names("inbox") == house.names("working") == []
-    for folder in house.failed.iterdir():
-        error = json.loads((folder / "error.json").read_bytes())
+    for path in house.failed.rglob("error.json"):
+        error = json.loads(path.read_bytes())
         assert error["reason"] == "invalid-request"
         assert error["errors"]
         assert error["message"]

@@ -50,13 +50,14 @@ class Desk:
             window=window,
         )
 
-    def judge(self, name: str, data: bytes | None) -> None:
-        """A job by its JSON alone; needs nothing else."""
+    def judge(self, name: str, data: bytes | None) -> Needs | None:
+        """A job by its JSON alone, or by its name a list; needs nothing else."""
         if data is None:
             raise InvalidRequest("too large")
         if self.unreadable and self.unreadable in data:
             raise PermissionError(errno.EACCES, "Permission denied")
         parse(data)
+        return Needs((), arrived=True, is_list=True) if name.startswith("list") else None
 
     def after(self, seconds: float) -> Desk:
         self.clock.now += seconds
@@ -115,6 +116,18 @@ def test_a_whole_file_that_is_no_job_is_refused_at_once(darkroom: Darkroom, desk
     darkroom.drop("good.json")
     assert sorted(desk.after(0).refused()) == ["list.json", "twice.json", "typo.json"]
     assert desk.taken() == ["good.json"]
+
+
+def test_a_list_does_not_wait_for_its_turn_and_what_came_after_it_waits_for_its_jobs(
+    darkroom: Darkroom, desk: Desk
+) -> None:
+    darkroom.drop("list.json")
+    time.sleep(0.02)
+    darkroom.drop("after.json")
+    assert desk.after(0).taken() == []
+    assert desk.intake.has_news
+    assert desk.refused() == ["list.json"]
+    assert desk.taken() == ["after.json"]
 
 
 def test_a_file_over_the_limit_is_refused_unread(darkroom: Darkroom) -> None:
@@ -212,13 +225,13 @@ def test_a_file_that_is_heard_of_is_found_without_a_scan(darkroom: Darkroom, des
     desk.spool.walk = lambda: pytest.fail("scanned")  # type: ignore[method-assign]
     desk.intake.hint(str(darkroom.drop("team/cat.json")))
     desk.intake.hint(str(darkroom.drop("typo.json", {"promt": "x"})))
-    for ignored in (".team/dog.json", "team/dog.json.part", "notes.txt"):
+    for ignored in (".team/dog.json", "team/dog.json.part", "notes.md"):
         desk.intake.hint(str(darkroom.drop(ignored)))
     desk.intake.hint(str(darkroom.inbox / "gone.json"))
     desk.intake.look()
     assert desk.taken() == ["team/cat.json"]
     assert desk.refused() == ["typo.json"]
-    assert [name for name, _ in desk.left] == ["notes.txt"]
+    assert [name for name, _ in desk.left] == ["notes.md"]
     desk.spool.walk = walk  # type: ignore[method-assign]
 
 

@@ -71,6 +71,7 @@ LAYERS = [
     [
         "pace",
         "sheets",
+        "cells",
         "record",
         "work",
         "audience",

@@ -62,6 +62,7 @@ ALLOWED = {
     ("hub.py", "rename"): "the same",
     ("hub.py", "shutil.rmtree"): "the same",
     ("output/encode.py", "save"): "into memory",
+    ("output/grid.py", "save"): "the same",
     ("output/sheet.py", "save"): "the same",
     ("output/thumbnail.py", "save"): "the same",
     ("engine/preview.py", "save"): "the same",

@@ -44,7 +44,7 @@ NOT_READ = frozenset() if THOROUGH else frozenset({"health.json", ".health.json.
 """Written for people and programs, or to see whether it can be written; no recovery depends on them."""
 
 BY_NAME = {way.name: way for way in WAYS}
-PUBLISHED = ("job.done", "job.failed")
+PUBLISHED = ("job.done", "job.failed", "list.split")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Record:
         if self.crash_at is not None and len(self.calls) >= self.crash_at:
             raise Crash
         self.calls.append(call)
-        self.sites.append(caller() if call.name == "fsync" else None)
+        self.sites.append(caller() if call.name in ("fsync", "syncfs") else None)
 
     def say(self, event: str, fields: dict[str, Any]) -> None:
         """For the logger."""
@@ -396,7 +396,7 @@ def test_nor_does_one_after_the_daemon_was_killed_and_started_again(
     print(f"{len(kills)} kills: {look.cuts - cuts} cuts, {look.states - states} states")
 
 
-@pytest.mark.parametrize("name", ["several pictures", "submit", "engine dies once", "three in a row"])
+@pytest.mark.parametrize("name", ["several pictures", "submit", "engine dies once", "three in a row", "a list"])
 def test_nor_does_a_second_one_while_the_daemon_recovers(name: str, records: dict[str, Record], look: Look) -> None:
     cuts, states = look.cuts, look.states
     fault = next(look.second_cuts(records[name], random.Random(name), 2 if THOROUGH else 25), None)
@@ -428,7 +428,7 @@ def sites() -> dict[Site, str]:
 
 def _syncs(call: ast.Call) -> bool:
     match call.func:
-        case ast.Attribute(attr="sync_folder" | "sync_file"):
+        case ast.Attribute(attr="sync_folder" | "sync_file" | "sync_all"):
             return True
         case ast.Attribute(value=ast.Name(id=owner) | ast.Attribute(attr=owner), attr="write" | "replace"):
             asked = [keyword.value for keyword in call.keywords if keyword.arg == "sync"]

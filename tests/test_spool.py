@@ -229,7 +229,7 @@ def test_what_is_no_job_is_left_and_reported(darkroom: Darkroom, spool: Spool) -
     """Faults 14–16."""
     (darkroom.inbox / "link.json").symlink_to("/etc/passwd")
     os.mkfifo(darkroom.inbox / "pipe.json")
-    (darkroom.inbox / "notes.txt").write_text("hello")
+    (darkroom.inbox / "notes.md").write_text("hello")
     (darkroom.inbox / "cat.sync-conflict-20261124-101112-ABCDEFG.json").write_text("{}")
     (darkroom.inbox / ".hidden.json").write_text("{}")
     (darkroom.inbox / "empty").mkdir()
@@ -238,7 +238,7 @@ def test_what_is_no_job_is_left_and_reported(darkroom: Darkroom, spool: Spool) -
     assert {one.name for one in found} == {
         "link.json",
         "pipe.json",
-        "notes.txt",
+        "notes.md",
         "cat.sync-conflict-20261124-101112-ABCDEFG.json",
     }
 

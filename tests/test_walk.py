@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from conftest import Darkroom
 from darkroom.executors import LocalExecutor
+from darkroom.job import Job
 from darkroom.output import recipe
 from test_loop import Running, until
 
@@ -162,12 +164,16 @@ def test_a_lora_styles_its_own_job_alone_and_its_result_makes_the_same_again(
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_a_job_that_runs(darkroom: Darkroom, engine: LocalExecutor, path: Path) -> None:
-    job = json.loads(path.read_bytes())
-    steps = "steps" if "steps" in job else "num_inference_steps"
-    darkroom.drop(path.name, job | {steps: 2})
-    darkroom.run_once(Borrowed(engine))
-    (name,) = darkroom.names("done")
-    result = darkroom.result(name)
-    assert name == path.stem
-    assert len(result["pictures"]) == result["job"]["count"]
-    assert result["warnings"] == result["fallbacks"] == []
+    text = re.sub(r'("(?:num_inference_)?steps": )\d+', r"\g<1>2", path.read_text())
+    darkroom.drop(path.name, text)
+    loop = darkroom.run_once(Borrowed(engine))
+    assert loop.work.failed == 0
+    assert darkroom.names("done") == [path.stem]
+    results = [
+        darkroom.result(str(found.parent.relative_to(darkroom.done))) for found in darkroom.done.rglob("result.json")
+    ]
+    jobs = [result for result in results if "entries" not in result]
+    assert len(jobs) == loop.work.done == sum(result.get("entries", 0) for result in results) or len(results) == 1
+    for result in jobs:
+        assert len(result["pictures"]) == Job.model_validate(result["job"] | {"id": result["id"]}).total
+        assert result["warnings"] == result["fallbacks"] == []

@@ -16,7 +16,7 @@ from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
 from darkroom.given import Base, find
-from darkroom.job import resolve
+from darkroom.job import Request, goes_by_lines, parse, read_presets, resolve
 from darkroom.spool import Spool, holder
 
 DEVICE_TIMEOUT_S = 120.0
@@ -32,24 +32,52 @@ class Finding:
 
 
 def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
-    """What is wrong with a job file, a line each; empty if it can be run here."""
+    """What is wrong with a job file or a list, a line each; empty if it can be run here. Raises ConfigError."""
     spool = Spool(config.folders, config.limits)
     try:
-        request = dropped.read(path.name, spool.read(str(path)), spool.most_bytes(path.name))
-        found = find(request, Base(path.parent, job=path.name), config.limits)
-        found.refuse()
-        resolve(request, config, catalog, "checked", found.given)
-    except DarkroomError as error:
-        return [str(fault) for fault in error.errors] or [error.message]
+        data = spool.read(str(path))
     except OSError as error:
         return [error.strerror or str(error)]
-    return []
+    return faults_in(path.name, data, config, catalog, Base(path.parent, job=path.name))
+
+
+def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog, base: Base | None) -> list[str]:
+    """The same for the content of a file of that name, whose pictures lie below ``base``. Of a list, for each entry."""
+    presets = read_presets(config)
+
+    def check(request: Request) -> None:
+        pictures = find(request, base, config.limits)
+        pictures.refuse()
+        resolve(request, config, catalog, "checked", pictures.given)
+
+    try:
+        found = dropped.read(name, data, config.limits, presets)
+        if isinstance(found, Request):
+            check(found)
+            return []
+    except DarkroomError as error:
+        return _told(error)
+    faults = []
+    for entry in found.entries:
+        try:
+            check(parse(entry.as_file(name, found.defaults), presets))
+        except DarkroomError as error:
+            which = "line" if goes_by_lines(name) else "entry"
+            faults += [
+                fault if fault.startswith("line ") else f"{which} {entry.number}: {fault}" for fault in _told(error)
+            ]
+    return faults
+
+
+def _told(error: DarkroomError) -> list[str]:
+    return [str(fault) for fault in error.errors] or [error.message]
 
 
 def preflight(config: Config) -> Iterator[Finding]:
     """Folders, space, models, device, one after the other; each yielded as it is known."""
     yield from _folders(config)
     yield from _models(config)
+    yield from _presets(config)
     yield from _loras(config)
     if config.notify.command is not None:
         yield _command(config.notify.command[0])
@@ -117,6 +145,23 @@ def _loras(config: Config) -> Iterator[Finding]:
             yield Finding("LoRAs", False, error.message)
     more = ", …" if len(usable) > 20 else ""
     yield Finding("LoRAs", True, f"{len(usable)} can be used: {', '.join(usable[:20])}{more}")
+
+
+def _presets(config: Config) -> Iterator[Finding]:
+    try:
+        presets = read_presets(config)
+    except ConfigError as error:
+        yield Finding("presets", False, error.message)
+        return
+    for name, fields in presets.items():
+        what = f"preset {name}"
+        try:
+            resolve(Request.model_validate({"prompt": "a", **fields}), config, Catalog(config.models), "checked")
+        except DarkroomError as error:
+            yield Finding(what, False, error.message)
+            continue
+        said = ", ".join(f"{field} {json.dumps(value, ensure_ascii=False)}" for field, value in fields.items())
+        yield Finding(what, True, f"inbox/{name}/: {said or 'changes nothing'}")
 
 
 def _device(config: Config) -> Finding:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from darkroom.given import Base, Found, find, look_again
+from darkroom.given import Base, Found, base_of, find, look_again
 from darkroom.job import IMAGE_FIELDS, Images, Job, Request
 from darkroom.spool import DROPPED, Spool, Ticket, read
 from darkroom.spool.disk import storage_errors
@@ -16,9 +16,10 @@ from darkroom.spool.disk import storage_errors
 def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
     """All that are to be had. What is here already stays. Raises OSError, StorageTrouble."""
     here = {name: file for name, file in ticket.given().items() if getattr(request, name) is not None}
-    found = find(request.model_copy(update=dict.fromkeys(here)), _base(ticket, spool), spool.limits)
+    base = _base(ticket, request, spool)
+    found = find(request.model_copy(update=dict.fromkeys(here)), base, spool.limits)
     for name, file in found.files.items():
-        path = _moves(ticket, found.beside.get(name), spool)
+        path = _moves(ticket, base.folder, found.beside.get(name), spool)
         if path is not None:
             try:
                 ticket.take_given(file, path)
@@ -56,21 +57,19 @@ def _copy(ticket: Ticket, file: str, spool: Spool) -> bytes | None:
         raise
 
 
-def _base(ticket: Ticket, spool: Spool) -> Base:
+def _base(ticket: Ticket, request: Request, spool: Spool) -> Base:
     """Where the job's paths begin."""
     if ticket.dropped_folder is not None:
         return Base(ticket.folder, DROPPED)
-    folder, _, leaf = ticket.origin.dropped.rpartition("/")
-    return Base(spool.inbox, folder, leaf)
+    return base_of(ticket.origin.dropped, request, spool.inbox)
 
 
-def _moves(ticket: Ticket, beside: str | None, spool: Spool) -> str | None:
+def _moves(ticket: Ticket, folder: str, beside: str | None, spool: Spool) -> str | None:
     """The path of a picture that is not to stay where it is."""
     if beside is None:
         return None
     if (left := ticket.dropped_folder) is not None:
         return f"{left}/{beside}"
-    folder = ticket.origin.dropped.rpartition("/")[0]
     name = f"{folder}/{beside}" if folder else beside
     return f"{spool.inbox}/{name}" if name in ticket.origin.takes else None
 

@@ -168,11 +168,19 @@ class Limits(_Section):
     max_pixels: int = Field(2048 * 2048, ge=64 * 64)
     max_count: int = Field(1000, ge=1, le=1000)
     max_steps: int = Field(150, ge=1, le=150)
+    max_jobs_per_file: int = Field(10_000, ge=1, le=1_000_000)
     max_job_bytes: int = Field(1 << 20, ge=64, le=1 << 30)
     max_picture_bytes: int = Field(64 << 20, ge=64, le=1 << 30)
     max_picture_pixels: int = Field(64 << 20, ge=1)
     image_roots: tuple[Path, ...] = ()
     min_free_bytes: int = Field(256 << 20, ge=0)
+
+
+class Prompts(_Section):
+    """``[prompts]``: what may stand in prompts besides words."""
+
+    dynamic: bool = False
+    wildcards_dir: Path | None = None
 
 
 class IntakeSettings(_Section):
@@ -238,6 +246,9 @@ class Config(_Section):
     executor: ExecutorSettings = ExecutorSettings()
     engine: EngineSettings = EngineSettings()
     limits: Limits = Limits()
+    prompts: Prompts = Prompts()
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """``[presets.NAME]``: fields of a job. See ``job.read_presets``."""
     intake: IntakeSettings = IntakeSettings()
     output: Output = Output()
     log: Log = Log()

@@ -58,6 +58,14 @@ class Base:
     """The name of the job file itself in that folder."""
 
 
+def base_of(dropped: str, request: Request, inbox: Path) -> Base:
+    """Where the paths in a dropped job begin: beside it, or beside the list that it was an entry of."""
+    folder, _, leaf = dropped.rpartition("/")
+    if "list" in (request.source or {}):
+        folder = folder.rpartition("/")[0]
+    return Base(inbox, folder, leaf)
+
+
 @dataclass
 class Found:
     """The pictures of a job, as far as they are here, by field."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from darkroom.exporter import Exporter
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Waker
+from darkroom.job import read_presets
 from darkroom.metrics import Metrics
 from darkroom.page import Page
 from darkroom.reload import needs_another_engine, settled
@@ -34,6 +36,9 @@ TROUBLE = (StorageTrouble, DeviceGone, OSError)
 
 REFUSE_BUDGET_S = 0.02
 """How long one tick may look at new files."""
+
+SPLIT_SLICE_S = 0.05
+"""How long one tick may write jobs out of a list."""
 
 LONGEST_SLEEP_S = 1.0
 TROUBLE_SLEEP_S = 0.5
@@ -93,6 +98,8 @@ class Loop:
         )
         self._configure(self.config)
         self._claimed: deque[Ticket] = deque()
+        self._lists: deque[Iterator[None]] = deque()
+        """Lists that are being split, the first of them now."""
         self._recovered = False
         self._trouble: str | None = None
         self._device_gone = False
@@ -101,6 +108,7 @@ class Loop:
 
     def _configure(self, config: Config) -> None:
         """What may change while the daemon runs, but for the engine."""
+        self.work.presets = read_presets(config)
         self.config = self.work.config = config
         self.work.catalog = Catalog(config.models)
         self.work.known = None
@@ -141,6 +149,7 @@ class Loop:
 
     def startup(self) -> None:
         """Watch the inbox, say that we are ready."""
+        self._make_hot_folders()
         self.guard.start()
         if self.exporter is not None:
             self.exporter.start()
@@ -148,6 +157,10 @@ class Loop:
         self._turn("idle")
         self.notifier.ready()
         self.executor.start()
+
+    def _make_hot_folders(self) -> None:
+        with suppress(Stopped):
+            self._insist(lambda: self.spool.make_hot_folders(self.work.presets))
 
     def main_loop(self) -> None:
         """Tick, take, work; sleep where there is nothing to take."""
@@ -198,10 +211,12 @@ class Loop:
                 self.guard.unreadable(error)
             if self.intake.unannounced:
                 self._watch_anew()
-        if self.intake.has_news and not self._in_trouble() and not self.spool.paused():
+        if (self.intake.has_news or self._lists) and not self._in_trouble() and not self.spool.paused():
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
                     self._refuse(arrival)
+                if self._lists:
+                    self._go_on_splitting()
             except TROUBLE as trouble:
                 self._pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
@@ -218,6 +233,15 @@ class Loop:
         margin_s = (self.notifier.watchdog_s or 0.0) / 2
         if self.work.silent_s() <= max(stall_s / 2, stall_s - margin_s):
             self.notifier.watchdog()
+
+    def _go_on_splitting(self) -> None:
+        """A slice of making a list into jobs."""
+        end = self.clock() + SPLIT_SLICE_S
+        for _ in self._lists[0]:
+            if self.clock() >= end:
+                return
+        self._lists.popleft()
+        self.intake.hint()
 
     def _watch_anew(self) -> None:
         missed, self.intake.unannounced = self.intake.unannounced, 0
@@ -236,12 +260,13 @@ class Loop:
         error = None
         try:
             new, waiting = settled(self.config, self.reread())
+            another_engine = needs_another_engine(self.config, new)
+            self._configure(new)
         except ConfigError as fault:
             error = fault.message
             self.logger.error("config.refused", why=error)
         else:
-            another_engine = needs_another_engine(self.config, new)
-            self._configure(new)
+            self._make_hot_folders()
             if another_engine:
                 self.executor.close()
                 self.executor = self.work.executor = self.make_executor(new)
@@ -277,6 +302,8 @@ class Loop:
         if self.guard.trouble is not None:
             self._turn("paused", self.guard.trouble, trouble=True)
             return None
+        if self._lists:
+            return None  # what waits may have come after it
         free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
         self.health.report.free_bytes = free
         if free < floor:
@@ -296,9 +323,14 @@ class Loop:
             return None
 
     def _refuse(self, arrival: Arrival) -> None:
-        """Claim a file that can never be a job, and say why. Its verdict does not wait for its turn."""
+        """Claim a file that can never be a job, and say why; or a list, and begin to split it. Neither waits."""
         ticket = self._claim(arrival)
-        if ticket is not None and not self.work.refuse(ticket):
+        if ticket is None or self.work.refuse(ticket) or not self._recovered:
+            return  # filed; or to be recovered with all else that lies in working/
+        splitting = self.work.split(ticket)
+        if splitting is not None:
+            self._lists.append(splitting)
+        else:
             self._claimed.append(ticket)  # it was mended in the last moment
 
     def _report_published(self, path: Path, verdict: Verdict) -> None:
@@ -344,13 +376,20 @@ class Loop:
     def _sleep(self) -> None:
         if self._trouble or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
-        else:
+        elif not self._lists:
             page = self.page.wait_s() if self.page is not None else LONGEST_SLEEP_S
             self.waker.wait(min(self.intake.wait_s(), page, LONGEST_SLEEP_S))
 
     def _nothing_left(self) -> bool:
         """Looked at afresh, since a notification may be under way."""
-        if self._claimed or not self._recovered or self._trouble or self.guard.trouble or self.spool.paused():
+        if (
+            self._claimed
+            or self._lists
+            or not self._recovered
+            or self._trouble
+            or self.guard.trouble
+            or self.spool.paused()
+        ):
             return False
         if self.intake.idle:
             try:
@@ -358,7 +397,7 @@ class Loop:
             except OSError as error:
                 self.guard.unreadable(error)
                 return False
-        return self.intake.idle and not self._claimed
+        return self.intake.idle and not self._claimed and not self._lists
 
     # Trouble with the machine
 
@@ -376,6 +415,7 @@ class Loop:
         self._pause_s = min(2 * self._pause_s or self.first_pause_s, LONGEST_PAUSE_S)
         self._retry_at = self.clock() + self._pause_s
         self._claimed.clear()
+        self._lists.clear()
         self._recovered = False
         self.intake.hint()
         self._turn("paused", why, trouble=True)

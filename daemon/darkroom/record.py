@@ -13,10 +13,10 @@ from typing import Any
 from darkroom import __version__
 from darkroom.errors import DarkroomError, JobError, MachineError
 from darkroom.events import Fallback, Finished, Loaded, Picture, Step, Warned
-from darkroom.job import ErrorReport, PictureRecord, Result
+from darkroom.job import ErrorReport, Job, PictureRecord, Result
 from darkroom.pace import Pace
 from darkroom.sheets import JobSheet
-from darkroom.spool import State, Ticket, Verdict, timestamp
+from darkroom.spool import OF_LIST, State, Ticket, Verdict, published_name, timestamp
 
 
 @dataclass
@@ -38,11 +38,26 @@ class Record:
     """The contact sheet, of a job of several pictures."""
     thumbnail: bytes = b""
     """Of the first picture, where the engine gave one."""
+    cell: int = 0
+    """Which cell of the job is under way."""
+    model: str | None = None
+    """Which model it found ready, in this attempt."""
+    grid: str | None = None
+    """The file of all pictures of a matrix."""
+
+    @property
+    def job(self) -> Job:
+        """The job as it is to be rendered now."""
+        assert self.state is not None
+        return self.state.job
 
     def missing(self) -> bool:
         """Whether pictures remain to be made."""
-        assert self.state is not None
-        return len(self.pictures) < self.state.job.count
+        return len(self.pictures) < self.job.total
+
+    def in_order(self) -> list[PictureRecord]:
+        """The pictures that are made, by their numbers."""
+        return [self.pictures[index] for index in sorted(self.pictures)]
 
     def progress(self, step: Step) -> dict[str, Any]:
         """progress.json: how far the job is."""
@@ -55,17 +70,19 @@ class Record:
             "steps": step.steps,
             "picture": step.first + 1,
             "batch": step.batch,
-            "pictures": self.state.job.count,
+            "pictures": self.state.job.total,
             "finished": len(self.pictures),
             "steps_per_s": self.pace.steps_per_s(),
-            "seconds_left": self.pace.seconds_left(self.state.job.count - len(self.pictures)),
+            "seconds_left": self.pace.seconds_left(self.state.job.total - len(self.pictures)),
         }
 
-    def loaded(self, event: Loaded) -> None:
-        """The model is ready."""
+    def loaded(self, event: Loaded) -> bool:
+        """The model is ready. Returns whether it was so in the cell before."""
         self.device = event.device
         self.versions = dict(event.versions)
         self._add("load", event.seconds)
+        before, self.model = self.model, event.model
+        return event.model == before
 
     def saved(self, event: Picture, file: str, seconds: float) -> None:
         """A picture is on disk, which took ``seconds``."""
@@ -77,6 +94,7 @@ class Record:
             width=event.width,
             height=event.height,
             seed=event.seed,
+            cell=self.job.cell_of(event.index),
         )
 
     def found(self, index: int, path: Path) -> bool:
@@ -96,20 +114,31 @@ class Record:
             width=width,
             height=height,
             seed=self.state.job.seed_of(index),
+            cell=self.state.job.cell_of(index),
         )
         return True
 
     def fell_back(self, event: Fallback) -> None:
-        """The engine stepped down: what it changed is now the job, and what was asked is kept beside it."""
+        """The engine stepped down: what it changed is now the job, and what was asked is kept beside it.
+
+        In a job of many cells it is the cell's alone: the others are tried as they were asked.
+        """
         state = self.state
         assert state is not None
-        before = {key: getattr(state.job, key) for key in event.changes}
+        changes: dict[str, Any] = dict(event.changes)
         entry = {key: value for key, value in asdict(event).items() if value is not None and key != "changes"}
-        if event.changes:
-            entry["changes"] = dict(event.changes)
+        if changes:
+            entry["changes"] = changes
+        if state.job.cells:
+            entry["cell"] = self.cell + 1
+            if changes:
+                cells = [*state.job.cells]
+                cells[self.cell] = cells[self.cell] | changes
+                changes = {"cells": tuple(cells)}
+        before = {key: getattr(state.job, key) for key in changes}
         self.state = state.model_copy(
             update={
-                "job": state.job.model_copy(update=dict(event.changes)),
+                "job": state.job.model_copy(update=changes),
                 "requested": before | state.requested,
                 "fallbacks": [*state.fallbacks, entry],
             }
@@ -149,7 +178,9 @@ class Record:
                 "finished_at": timestamp(),
                 "attempts": attempts,
                 "seconds": self._timings(),
-                "pictures": [self.pictures[index] for index in sorted(self.pictures)],
+                "pictures": self.in_order(),
+                "grid": self.grid,
+                "source": (state.job.source if state is not None else None) or None,
                 "job": state.job.recipe() if state is not None else None,
                 "requested": state.requested if state is not None else {},
                 "fallbacks": state.fallbacks if state is not None else [],
@@ -181,9 +212,25 @@ class Record:
         if self.state is None or not self.pictures:
             return None
         job = self.state.job
+        if job.cells:
+            rest = job.recipe() | {"count": 1, "cells": self._cells_left()}
+            rest.pop("matrix", None)
+            return json.dumps(rest, ensure_ascii=False, indent=2).encode() + b"\n"
         first = next(index for index in range(job.count) if index not in self.pictures)
         rest = job.recipe() | {"seed": job.seed_of(first), "count": job.count - first}
         return json.dumps(rest, ensure_ascii=False, indent=2).encode() + b"\n"
+
+    def _cells_left(self) -> list[dict[str, Any]]:
+        """A cell for each picture that is missing."""
+        job = self.job
+        left = (index for index in range(job.total) if index not in self.pictures)
+        return [(job.cell_of(index) or {}) | {"seed": job.seed_of(index)} for index in left]
+
+    def verdict_of_list(self, folder: str, entries: int) -> Verdict:
+        """The end of a list: its entries lie in a folder of the inbox, beside whose results this one will be."""
+        verdict = self.verdict()
+        name = published_name(f"{folder}/{OF_LIST}.json")
+        return Verdict(verdict.result.model_copy(update={"name": name, "entries": entries}))
 
     def _timings(self) -> dict[str, float]:
         received = self.ticket.origin.ctime_ns / 1e9

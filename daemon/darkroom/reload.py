@@ -6,7 +6,7 @@ from typing import Any
 
 from darkroom.config import Config
 
-NOT_THE_ENGINES = {"folders", "intake", "limits", "log", "retention", "metrics", "notify"}
+NOT_THE_ENGINES = {"folders", "intake", "limits", "log", "retention", "metrics", "notify", "presets", "prompts"}
 """Sections that the engine's process does not read. A change in another one replaces it."""
 
 AT_START_ONLY = ("folders", "metrics", "notify")

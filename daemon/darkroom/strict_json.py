@@ -53,11 +53,17 @@ class Document:
     value: Any
     text: str
     places: dict[Path, int] = field(default_factory=dict)
+    ends: dict[Path, int] = field(default_factory=dict)
+    """Where each item of a list ends."""
 
     def place(self, path: Path) -> tuple[int, int] | tuple[None, None]:
         """Line and column of the value at ``path``; (None, None) if there is none."""
         at = self.places.get(path)
         return (None, None) if at is None else position(self.text, at)
+
+    def item(self, path: Path) -> str:
+        """An item of a list as it is written."""
+        return self.text[self.places[path] : self.ends[path]]
 
 
 def decode(data: bytes) -> str:
@@ -108,6 +114,7 @@ class _Parser:
     def __init__(self, document: Document) -> None:
         self.text = document.text
         self.places = document.places
+        self.ends = document.ends
 
     def fault(self, message: str, at: int, hint: str | None = None) -> JSONFault:
         if self.text.startswith(("//", "/*", "#"), at):
@@ -188,7 +195,9 @@ class _Parser:
         if self.text.startswith("]", at):
             return values, at + 1
         while True:
-            value, at = self.value(at, (*path, len(values)))
+            here = (*path, len(values))
+            value, at = self.value(at, here)
+            self.ends[here] = at
             values.append(value)
             at = _skip(self.text, at)
             if self.text.startswith("]", at):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from darkroom import dropped, strict_json
 from darkroom.catalog import Catalog
+from darkroom.cells import run_cell
 from darkroom.collect import collect, images_of
 from darkroom.config import Config
 from darkroom.errors import (
@@ -27,13 +28,27 @@ from darkroom.errors import (
     RenderFailed,
     Stopped,
     StorageTrouble,
+    Unfinished,
+    first_line,
 )
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
-from darkroom.given import Base, find, has_pictures
+from darkroom.given import base_of, find, has_pictures
 from darkroom.health import Health, Recent
 from darkroom.intake import Needs
-from darkroom.job import NO_PICTURES, Given, Job, Request, placed, resolve
+from darkroom.job import (
+    NO_PICTURES,
+    Given,
+    Job,
+    JobList,
+    Request,
+    goes_by_lines,
+    is_entry_file,
+    placed,
+    read_presets,
+    resolve,
+    running_order,
+)
 from darkroom.page import Page
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
@@ -89,7 +104,7 @@ class Work:
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
-    known: tuple[str, bytes | None, Request] | None = None
+    known: tuple[str, bytes | None, Request | JobList] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
     heard_at: float | None = None
     """When the engine last said something of the job that runs."""
@@ -98,18 +113,25 @@ class Work:
         """For how long the engine has said nothing of the job that runs; 0 while none does."""
         return 0.0 if self.heard_at is None else self.clock() - self.heard_at
 
+    def __post_init__(self) -> None:
+        self.presets = read_presets(self.config)
+
     def judge(self, name: str, data: bytes | None) -> Needs | None:
         """Whether a file can be a job here, and which pictures it begins with; no data is a file over the limit.
 
-        Raises InvalidRequest.
+        Or it is a list, whose jobs are to stand in the order themselves. Raises InvalidRequest.
         """
+        if data is not None and goes_by_lines(name):
+            raise Unfinished("Nothing tells the end of this list: it is taken when it has not grown for a while")
         request = self._read(name, data)
+        if isinstance(request, JobList):
+            return Needs((), arrived=True, is_list=True)
         if not has_pictures(request):
             self._judge(request, NO_PICTURES)
             return None
-        folder, _, leaf = name.rpartition("/")
-        found = find(request, Base(self.spool.inbox, folder, leaf), self.config.limits)
-        beside = tuple(f"{folder}/{path}" if folder else path for path in found.beside.values())
+        base = base_of(name, request, self.spool.inbox)
+        found = find(request, base, self.config.limits)
+        beside = tuple(f"{base.folder}/{path}" if base.folder else path for path in found.beside.values())
         try:
             found.refuse(missing=False)
             self._judge(request, found.given)
@@ -129,11 +151,21 @@ class Work:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
         record = self._record(ticket)
         try:
-            self._resolve(record)
+            if not isinstance(self._request(record), JobList):
+                self._resolve(record)
         except JobError as error:
             self._publish(record, error)
             return True
         return False
+
+    def split(self, ticket: Ticket) -> Iterator[None] | None:
+        """Make jobs of a list's entries, in slices: go on until it ends. None where the ticket is a job.
+
+        Raises StorageTrouble: the list lies in ``working/`` and is gone on with later.
+        """
+        record = self._record(ticket)
+        found = self._request(record)
+        return self._split(record, found) if isinstance(found, JobList) else None
 
     def do(self, ticket: Ticket) -> None:
         """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
@@ -150,8 +182,14 @@ class Work:
         error: DarkroomError | None = None
         try:
             if record.state is None:
+                found = self._request(record)
+                if isinstance(found, JobList):
+                    for _ in self._split(record, found):
+                        self._look_around_at_times()
+                    return
                 self._resolve(record)
             self._render(record)
+            self._draw_grid(record)
         except (JobError, EngineDied, EngineStalled) as caught:
             error = caught
         except DarkroomError:
@@ -163,14 +201,29 @@ class Work:
             error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)
 
-    def _read(self, name: str, data: bytes | None) -> Request:
+    def _read(self, name: str, data: bytes | None) -> Request | JobList:
         if self.known is None or self.known[:2] != (name, data):
             self.known = None
-            request = dropped.read(name, data, self.spool.most_bytes(name))
+            request = dropped.read(name, data, self.config.limits, self.presets)
             if data is not None and len(data) > MOST_KNOWN:
                 return request
             self.known = (name, data, request)
         return self.known[2]
+
+    def _request(self, record: Record) -> Request | JobList:
+        """What was asked for. Raises InvalidRequest."""
+        return self._read(record.ticket.origin.dropped, record.request)
+
+    def _split(self, record: Record, found: JobList) -> Iterator[None]:
+        ticket, entries = record.ticket, found.entries
+        width = max(4, len(str(entries[-1].number)))
+        files = (
+            (f"{entry.number:0{width}}.json", entry.as_file(ticket.origin.name, found.defaults)) for entry in entries
+        )
+        plan = yield from self.spool.split(ticket, files)
+        ticket.log("list.split", {"jobs": plan.entries})
+        path = self.spool.publish(ticket, record.verdict_of_list(plan.folder, plan.entries))
+        self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
         """What is known of a job so far, from its folder."""
@@ -192,7 +245,8 @@ class Work:
         """Fill every gap and put the job on record. Raises JobError."""
         ticket = record.ticket
         try:
-            request = self._read(ticket.origin.dropped, record.request)
+            request = self._request(record)
+            assert isinstance(request, Request)
             found = collect(ticket, request, self.spool)
             found.refuse()
             job = resolve(request, self.config, self.catalog, ticket.id, found.given)
@@ -201,14 +255,14 @@ class Work:
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
         said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
-        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.count, **said)
+        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.total, **said)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
         ticket, state = record.ticket, record.state
         assert state is not None
-        if state.job.count > 1 and self.config.output.contact_sheet:
-            record.sheet = JobSheet(ticket, state.job.count, self.logger)
+        if state.job.total > 1 and state.job.matrix is None and self.config.output.contact_sheet:
+            record.sheet = JobSheet(ticket, state.job.total, self.logger)
         while record.missing():
             self._refuse_repeat_offender(ticket)
             number = ticket.begin_attempt()
@@ -247,27 +301,35 @@ class Work:
         assert state is not None
         if self.viewer:
             self.viewer.claimed(ticket, state.job)
+        record.model = None
         images = images_of(ticket, state.job, self.spool)
         self.heard_at = self.clock()
-        with closing(self.executor.run(state.job, frozenset(record.pictures), images)) as events:
-            for event in events:
-                if not isinstance(event, Alive):
-                    self.heard_at = self.clock()
-                self._take(record, event)
-                if self.clock() - self.looked_around_at >= LOOK_AROUND_S:
-                    self.looked_around_at = self.clock()
-                    self.look_around()
-                    if ticket.cancel_wanted():
+        for record.cell in running_order(state.job):
+            made = frozenset(record.pictures)
+            with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
+                for event in events:
+                    if not isinstance(event, Alive):
+                        self.heard_at = self.clock()
+                    self._take(record, event)
+                    if self._look_around_at_times() and ticket.cancel_wanted():
                         raise Cancelled("The job was cancelled while it ran")
+
+    def _look_around_at_times(self) -> bool:
+        if self.clock() - self.looked_around_at < LOOK_AROUND_S:
+            return False
+        self.looked_around_at = self.clock()
+        self.look_around()
+        return True
 
     def _take(self, record: Record, event: Event) -> None:
         ticket = record.ticket
         match event:
             case Loaded():
-                record.loaded(event)
+                known = record.loaded(event)
                 seconds = round(event.seconds, 3)
                 fields = {"model": event.model, "seconds": seconds, "device": event.device}
-                self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
+                if not known:
+                    self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)
             case Step():
                 now = self.clock()
                 record.pace.stepped(event, now)
@@ -307,6 +369,20 @@ class Work:
         assert state is not None
         self.insist(lambda: record.ticket.save_state(state))
 
+    def _draw_grid(self, record: Record) -> None:
+        """The picture of all pictures of a matrix. A job does not fail for it."""
+        job, ticket = record.job, record.ticket
+        if job.matrix is None:
+            return
+        from darkroom.output import grid  # brings Pillow
+
+        try:
+            data = grid(job.matrix, [Path(ticket.at(picture.file)) for picture in record.in_order()], each=job.count)
+        except Exception as error:
+            self._say("grid.failed", ticket, level="warning", why=first_line(error))
+            return
+        record.grid = self.insist(lambda: ticket.save_grid(data))
+
     def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
         ticket = record.ticket
         verdict = record.verdict(error)
@@ -320,6 +396,7 @@ class Work:
             fields |= {"reason": verdict.error.reason, "why": self._why(error)}
         ticket.log(event, fields, last=True)
         path = self.insist(lambda: self.spool.publish(ticket, verdict))
+        self._tidy(record)
         getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
         if verdict.error is None:
             self.done += 1
@@ -348,6 +425,12 @@ class Work:
             seconds=verdict.result.seconds["total"],
             pictures=len(verdict.result.pictures),
         )
+
+    def _tidy(self, record: Record) -> None:
+        """The folder of a list goes with the last of its entries."""
+        folder = record.ticket.origin.dropped.rpartition("/")[0]
+        if folder and folder not in self.presets and is_entry_file(record.request or b""):
+            self.spool.tidy(folder)
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
         """One line in the daemon's log and the same in the job's."""

@@ -81,7 +81,7 @@ def submit(
     jobs: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROMPT-or-FILE…", help="Prompts, job files (*.json), their folders, or pictures to make again."
+            metavar="PROMPT-or-FILE…", help="Prompts, files of jobs, folders of one, or pictures to make again."
         ),
     ],
     config: ConfigOption = None,
@@ -103,6 +103,7 @@ def submit(
     [dim]darkroom submit "a red circle on a blue background"
     darkroom submit "a house at sunset" --set seed=7 --set count=4 --wait
     darkroom submit tonight/*.json
+    darkroom submit prompts.txt --set steps=30   a prompt on each line
     darkroom submit "in oil" --init-image cat.jpg --set strength=0.6
     darkroom submit cat-1.png --set seed=8       the recipe inside, with another seed[/dim]
     """

@@ -63,7 +63,7 @@ def _cancel(spool: Spool, name: str) -> list[str]:
     for _ in range(2):
         done = []
         for known, path in waiting(spool):
-            if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)):
+            if name in (known, Path(path).name, os.path.relpath(path, spool.inbox)) or known.startswith(f"{name}/"):
                 if Path(path).is_dir():
                     spool.disk.remove_tree(path)
                 else:

@@ -64,7 +64,7 @@ class Screen:
         if self._progress is not None:
             self._drop_bar()
             self._task = self._progress.add_task(
-                escape(ticket.name), total=job.count * job.num_inference_steps, detail="loading the model"
+                escape(ticket.name), total=job.total * job.num_inference_steps, detail="loading the model"
             )
 
     def event(self, ticket: Ticket, event: Event) -> None:
@@ -76,11 +76,11 @@ class Screen:
                 self._progress.update(self._task, detail="")
             case Step():
                 done = self._finished * event.steps + event.step * event.batch
-                picture = f"picture {event.first + 1} of {self._job.count}, " if self._job.count > 1 else ""
+                picture = f"picture {event.first + 1} of {self._job.total}, " if self._job.total > 1 else ""
                 self._progress.update(
                     self._task,
                     completed=done,
-                    total=self._job.count * event.steps,
+                    total=self._job.total * event.steps,
                     detail=f"{picture}step {event.step} of {event.steps}",
                 )
             case Picture():

@@ -13,22 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
 from darkroom.catalog import Catalog
+from darkroom.check import faults_in
 from darkroom.cli.embed import beside, read_picture, with_pictures
-from darkroom.config import Config, load
-from darkroom.errors import InvalidRequest, JobError, StorageTrouble, UsageError
-from darkroom.given import find
+from darkroom.config import Config, Limits, load
+from darkroom.errors import InvalidRequest, StorageTrouble, UsageError
 from darkroom.health import read as read_health
-from darkroom.job import parse, resolve
+from darkroom.job import goes_by_lines, read_list
 from darkroom.spool import (
     JOBS_OF_FOLDERS,
+    OF_LIST,
     Disk,
     Spool,
+    Ticket,
     is_held,
     is_job,
     is_picture,
     is_plain,
     new_id,
     published_name,
+    request_in,
     slug,
 )
 
@@ -77,9 +80,9 @@ def submit_jobs(
     fields = with_pictures(dict(_setting(text) for text in settings), beside(Path()))
     fields |= {field: read_picture(path) for field, path in pictures.items()}
     prepared = [_prepare(job, fields, name, named_after_prompt=config.log.prompts) for job in jobs]
-    for label, data in prepared:
-        _validate(label, data, config)
-    dropped = [drop(spool, label, data) for label, data in prepared]
+    for label, kind, data in prepared:
+        _validate(label, kind, data, config)
+    dropped = [drop(spool, label, data, kind) for label, kind, data in prepared]
     if not wait:
         for job in dropped:
             print(job.path)
@@ -99,8 +102,8 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_prompt: bool) -> tuple[str, bytes]:
-    """A job's name and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside.
+def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_prompt: bool) -> tuple[str, str, bytes]:
+    """A job's name, kind and content, from a file, a folder, a picture's recipe, or a prompt; its pictures inside.
 
     Names stand in the logs: where prompts may not, a job is not named after its own.
     """
@@ -122,45 +125,72 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_
             from darkroom.cli.recipe import recipe_of  # brings Pillow
 
             data = _json(recipe_of(job, data))
-        try:
-            value = strict_json.parse(strict_json.decode(data)).value
-        except strict_json.JSONFault as fault:
-            raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
-        if fields and not isinstance(value, dict):
-            raise UsageError(f"{job}: a job is a JSON object")
-        whole = with_pictures(value, beside(path.parent))
-        if fields:
-            whole = {**whole, **fields}
-        return name or path.stem, data if whole == value else _json(whole)
+        if goes_by_lines(job) and not fields:
+            return name or path.stem, path.suffix.lower(), data
+        return name or path.stem, ".json", _with_fields(job, data, fields)
     data = _json({"prompt": job, **fields})
-    return name or (slug(job)[:40].strip("-._") if named_after_prompt else "") or "job", data
+    return name or (slug(job)[:40].strip("-._") if named_after_prompt else "") or "job", ".json", data
+
+
+def _with_fields(job: str, data: bytes, fields: dict[str, Any]) -> bytes:
+    """A job file, or a list, with its pictures inside and these fields set, whatever else it says."""
+    base = beside(Path(job).parent)
+    try:
+        if goes_by_lines(job):
+            limits = Limits(max_jobs_per_file=1_000_000)
+            entries = read_list(job, data, most=limits.max_jobs_per_file, most_bytes=limits.max_job_bytes)
+            assert entries is not None
+            whole: Any = [
+                {"prompt": entry.written} if entry.column is None else strict_json.parse(entry.written).value
+                for entry in entries.entries
+            ]
+            value = None
+        else:
+            whole = value = strict_json.parse(strict_json.decode(data)).value
+    except strict_json.JSONFault as fault:
+        raise UsageError(f"{job}: line {fault.line}, column {fault.column}: {fault.message}") from None
+    except InvalidRequest as error:
+        raise UsageError(f"{job}: {error.message}") from None
+    if isinstance(whole, dict) and isinstance(whole.get("jobs"), list):
+        whole = {**whole, "jobs": [with_pictures(entry, base) for entry in whole["jobs"]]}
+    elif isinstance(whole, list):
+        whole = [with_pictures(entry, base) for entry in whole]
+    else:
+        whole = with_pictures(whole, base)
+    if fields:
+        whole = _set(job, whole, fields)
+    return data if whole == value else _json(whole)
+
+
+def _set(job: str, whole: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields in a job; in a list, in its defaults and in no entry."""
+    if isinstance(whole, dict) and not isinstance(whole.get("jobs"), list):
+        return {**whole, **fields}
+    entries, defaults = (whole, {}) if isinstance(whole, list) else (whole["jobs"], whole.get("defaults", {}))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in (defaults, *entries)):
+        raise UsageError(f"{job}: a job is a JSON object")
+    kept = [{key: value for key, value in entry.items() if key not in fields} for entry in entries]
+    return {"defaults": {**defaults, **fields}, "jobs": kept}
 
 
 def _json(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _validate(label: str, data: bytes, config: Config) -> None:
-    try:
-        request = parse(data)
-        found = find(request, None, config.limits)
-        found.refuse()
-        resolve(request, config, Catalog(config.models), "checked", found.given)
-    except InvalidRequest as error:
-        lines = [f"{label}: {fault}" for fault in error.errors] or [f"{label}: {error.message}"]
-        raise UsageError("\n".join(lines)) from None
-    except JobError as error:
-        raise UsageError(f"{label}: {error.message}") from None
+def _validate(label: str, kind: str, data: bytes, config: Config) -> None:
+    faults = faults_in(f"{label}{kind}", data, config, Catalog(config.models), None)
+    if faults:
+        raise UsageError("\n".join(f"{label}: {fault}" for fault in faults))
 
 
-def drop(spool: Spool, name: str, data: bytes) -> _Dropped:
+def drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped:
     """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
     disk = spool.disk
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)
         inode = hidden.stat().st_ino
-        path = reveal(disk, hidden, spool.inbox / name, ".json")
+        path = reveal(disk, hidden, spool.inbox / name, kind)
         disk.unlink(hidden)
         disk.sync_folder(path.parent)
     except (OSError, StorageTrouble) as error:
@@ -213,8 +243,10 @@ def _wait_for(dropped: list[_Dropped], spool: Spool) -> int:
                     case "working", folder:
                         _show_progress(bars, tasks[job.name], job, folder)
                         continue
+                    case "verdict", folder if _is_under_way(spool, folder):
+                        continue
                     case "verdict", folder:
-                        failed += not _report(job, folder)
+                        failed += not _report(folder, spool)
                     case _ if time.monotonic() < job.lost_at:
                         continue  # between two folders
                     case _:
@@ -233,15 +265,32 @@ def _find(job: _Dropped, spool: Spool) -> Any:
         job.lost_at = time.monotonic() + LOST_S
         return "inbox"
     for folder in _folders(spool.working):
-        if _inode(folder / "request.json") == job.inode:
+        if _is_of(job, folder):
             job.lost_at = time.monotonic() + LOST_S
             return "working", folder
     for base in (spool.done, spool.failed):
         for folder in _folders(base):
-            same_name = folder.name == job.name or folder.name.startswith(f"{job.name}~")
-            if same_name and _inode(folder / "request.json") == job.inode:
-                return "verdict", folder
+            if folder.name == job.name or folder.name.startswith(f"{job.name}~"):
+                for verdict in (folder, folder / OF_LIST):
+                    if _is_of(job, verdict):
+                        return "verdict", verdict
     return None
+
+
+def _is_of(job: _Dropped, folder: Path) -> bool:
+    request = request_in(folder)
+    return request is not None and _inode(Path(request)) == job.inode
+
+
+def _is_under_way(spool: Spool, folder: Path) -> bool:
+    """Whether it is the verdict of a list of which some jobs wait or run: looked at in the order in which they move."""
+    if folder.name != OF_LIST:
+        return False
+    group = folder.parent.name
+    if any(not entry.name.startswith(".") for entry in _folders(spool.inbox / group)):
+        return True
+    tickets = (Ticket.load(path, spool.disk) for path in _folders(spool.working))
+    return any(ticket is not None and ticket.name.startswith(f"{group}/") for ticket in tickets)
 
 
 def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) -> None:
@@ -256,8 +305,17 @@ def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) ->
     bars.update(task, description=job.name.replace("[", r"\["), total=total, completed=min(completed, total))
 
 
-def _report(job: _Dropped, folder: Path) -> bool:
-    """Print the verdict; whether the job is done."""
+def _report(folder: Path, spool: Spool) -> bool:
+    """Print the verdict, of a list those of all its jobs; whether all is done."""
+    if folder.name == OF_LIST:
+        group = folder.parent.name
+        verdicts = [path for base in (spool.done, spool.failed) for path in _folders(base / group)]
+        told = [_tell(verdict) for verdict in sorted(verdicts) if verdict.name != OF_LIST]
+        return all(told)
+    return _tell(folder)
+
+
+def _tell(folder: Path) -> bool:
     try:
         message = json.loads((folder / "error.json").read_bytes())["message"]
     except FileNotFoundError:

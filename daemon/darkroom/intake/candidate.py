@@ -17,6 +17,8 @@ class Needs(NamedTuple):
     """Whether all is there, wherever it is to lie, and whole."""
     hopeless: bool = False
     """Whether the job can never be done, for whatever reason."""
+    is_list: bool = False
+    """Whether it is no job but a list of them, which is to be split before what arrived later has its turn."""
 
 
 class Is(Enum):
@@ -24,6 +26,7 @@ class Is(Enum):
 
     NEW = auto()
     READY = auto()
+    LIST = auto()
     UNFINISHED = auto()
     """Not whole, or a picture that it begins with is not: hopeless when the settle time has passed."""
     RESTING = auto()

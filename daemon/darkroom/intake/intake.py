@@ -184,7 +184,10 @@ class Intake:
         return bool(self._judging.hopeless) or bool(self._waiting.new and self.clock() >= self._next_judging)
 
     def refused(self, budget_s: float) -> Iterator[Arrival]:
-        """Files that can never be a job; looks at new ones for about ``budget_s`` seconds."""
+        """Files that do not wait for a turn: what can never be a job, and lists, whose jobs are to.
+
+        Looks at new ones for about ``budget_s`` seconds.
+        """
         begin = self.clock()
         if self._waiting.new and begin >= self._next_judging:
             for candidate in self._waiting.still_new():
@@ -195,7 +198,7 @@ class Intake:
             self._next_judging = end + JUDGE_SHARE * (end - begin)
         while self._judging.hopeless:
             candidate = self._judging.hopeless.popleft()
-            if self._waiting.has(candidate) and candidate.state is Is.HOPELESS:
+            if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
                 yield self._leaving(candidate)
 
     def take(self) -> Arrival | None:
@@ -203,8 +206,12 @@ class Intake:
         if not self._complete:
             return None
         for candidate in self._waiting.in_turn():
-            if not self._waiting.changed(candidate, self.clock()) and self._judging.is_ready(candidate):
+            if self._waiting.changed(candidate, self.clock()):
+                continue
+            if self._judging.is_ready(candidate):
                 return self._leaving(candidate)
+            if candidate.state is Is.LIST:
+                return None  # what comes after it comes after its jobs
         return None
 
     def _leaving(self, candidate: Candidate) -> Arrival:

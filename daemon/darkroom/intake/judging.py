@@ -74,6 +74,10 @@ class Judging:
 
     def _decide(self, candidate: Candidate, needs: Needs | None) -> None:
         """About a job: ready, or to wait for its pictures."""
+        if needs is not None and needs.is_list:
+            candidate.state = Is.LIST
+            self.hopeless.append(candidate)
+            return
         candidate.needs = needs
         if needs is not None:
             candidate.seen = self._pictures_of(needs)

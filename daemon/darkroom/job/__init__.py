@@ -1,7 +1,10 @@
 """Jobs: what the user wrote (``Request``), what is rendered (``Job``), what came of it (``Result``)."""
 
+from darkroom.job.entry import is_entry_file
+from darkroom.job.lists import JobList, goes_by_lines, read_list
 from darkroom.job.misfits import misfits
-from darkroom.job.parse import parse, parse_fields, placed
+from darkroom.job.parse import NO_PRESETS, Presets, parse, parse_fields, placed
+from darkroom.job.presets import preset_of, read_presets
 from darkroom.job.resolve import resolve
 from darkroom.job.types import (
     IMAGE_FIELDS,
@@ -17,23 +20,33 @@ from darkroom.job.types import (
     Request,
     Result,
 )
+from darkroom.job.variations import running_order
 
 __all__ = [
     "IMAGE_FIELDS",
     "NO_IMAGES",
     "NO_PICTURES",
+    "NO_PRESETS",
     "ErrorReport",
     "Given",
     "Hires",
     "Images",
     "Job",
+    "JobList",
     "LoraUse",
     "PictureRecord",
+    "Presets",
     "Request",
     "Result",
+    "goes_by_lines",
+    "is_entry_file",
     "misfits",
     "parse",
     "parse_fields",
     "placed",
+    "preset_of",
+    "read_list",
+    "read_presets",
     "resolve",
+    "running_order",
 ]

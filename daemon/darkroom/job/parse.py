@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,9 +16,20 @@ from darkroom import __version__, strict_json
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
 from darkroom.job.a1111 import HIRES_FIELDS, SPELLED, SPELLINGS, take_several
 from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER, changes_nothing
+from darkroom.job.entry import is_entry, named, unwrap
 from darkroom.job.types import Request
+from darkroom.job.variations import check_variations
 
-_FIELDS = tuple(Request.model_fields)
+Fields = Mapping[str, Any]
+"""Fields of a job by our names."""
+
+Presets = Mapping[str, Fields]
+
+NO_FIELDS: Fields = MappingProxyType({})
+NO_PRESETS: Presets = MappingProxyType({})
+
+_FIELDS = tuple(field for field in Request.model_fields if field != "source")
+_WITHIN = re.compile(r"(matrix|cells)(?:\.([^\[.]+))?(?:\[(\d+)\])?(?:\.(.+))?", re.DOTALL)
 _DID_YOU_MEAN = "did you mean {}?"
 _LORA_EXAMPLE = 'for example "loras": [{"name": "blueprint", "weight": 0.8}]'
 _LORA = re.compile(r"loras\[(\d+)\](?:\.(.+))?", re.DOTALL)
@@ -24,35 +37,56 @@ _OVERRIDES = "override_settings"
 _OVERRIDABLE = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 
 
-def parse(data: bytes) -> Request:
+def parse(data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None) -> Request:
     """Read a job file. A ``result.json`` of darkroom's counts as its job, to render the same again.
 
-    Raises InvalidRequest with every fault found, in the order in which they stand in the file; Unfinished, a kind of
-    it, where the text is not JSON and its writer may not be done with it.
+    What it leaves out is taken from the ``preset`` that it names, or that is given. Raises InvalidRequest with every
+    fault found, in the order in which they stand in the file; Unfinished, a kind of it, where the text is not JSON and
+    its writer may not be done with it.
     """
+    document = read_json(data)
+    if not is_entry(document.value):
+        return _parse_value(document.value, document, (), {}, presets, preset, {})
+    source = {"list": document.value["list"]}
     try:
-        document = strict_json.parse(strict_json.decode(data))
+        entry = unwrap(document)
+        given = _translate(entry.defaults)[0]
+        return _parse_value(entry.value, entry.document, entry.prefix, given, presets, preset, source)
+    except InvalidRequest as error:
+        raise InvalidRequest(named(source) + error.message, errors=error.errors) from None
+
+
+def _parse_value(
+    value: Any,
+    document: strict_json.Document,
+    prefix: strict_json.Path,
+    given: Fields,
+    presets: Presets,
+    preset: str | None,
+    source: dict[str, Any],
+) -> Request:
+    if not isinstance(value, dict):
+        line, column = document.place(prefix)
+        example = 'for example {"prompt": "a red circle"}'
+        error = FieldError("a job is a JSON object", line=line, column=column, got=_shown(value), hint=example)
+        raise InvalidRequest(f"This is not a job: {error.message} ({error.hint}).", errors=(error,))
+    if "darkroom" in value and "pictures" in value and "job" in value:
+        value, prefix = value["job"], (*prefix, "job")
+        if not isinstance(value, dict):
+            error = FieldError("this result has no job to render again: it failed before it had one", "job")
+            raise InvalidRequest(f"{error.message[0].upper()}{error.message[1:]}.", errors=(error,))
+        given = {**given, "dynamic": False}
+    return parse_fields(value, document, prefix, given=given, presets=presets, preset=preset, source=source)
+
+
+def read_json(data: bytes) -> strict_json.Document:
+    """The JSON of a file. Raises InvalidRequest; Unfinished, a kind of it, where its writer may not be done with it."""
+    try:
+        return strict_json.parse(strict_json.decode(data))
     except strict_json.JSONFault as fault:
         error = FieldError(fault.message, line=fault.line, column=fault.column, hint=fault.hint)
         kind = InvalidRequest if _is_whole(data) else Unfinished
         raise kind(f"This is not valid JSON: {error}.", errors=(error,)) from None
-    fields = document.value
-    prefix: tuple[str, ...] = ()
-    if not isinstance(fields, dict):
-        error = FieldError(
-            "a job is a JSON object",
-            line=1,
-            column=1,
-            got=_shown(fields),
-            hint='for example {"prompt": "a red circle"}',
-        )
-        raise InvalidRequest(f"This is not a job: {error.message} ({error.hint}).", errors=(error,))
-    if "darkroom" in fields and "pictures" in fields and "job" in fields:
-        fields, prefix = fields["job"], ("job",)
-        if not isinstance(fields, dict):
-            error = FieldError("this result has no job to render again: it failed before it had one", "job")
-            raise InvalidRequest(f"{error.message[0].upper()}{error.message[1:]}.", errors=(error,))
-    return parse_fields(fields, document, prefix)
 
 
 def _is_whole(data: bytes) -> bool:
@@ -65,25 +99,69 @@ def _is_whole(data: bytes) -> bool:
 
 
 def parse_fields(
-    fields: dict[str, Any], document: strict_json.Document | None = None, prefix: tuple[str, ...] = ()
+    fields: dict[str, Any],
+    document: strict_json.Document | None = None,
+    prefix: strict_json.Path = (),
+    *,
+    given: Fields = NO_FIELDS,
+    presets: Presets = NO_PRESETS,
+    preset: str | None = None,
+    source: dict[str, Any] | None = None,
 ) -> Request:
-    """The same for fields that are parsed already. Raises InvalidRequest."""
-    canonical, written, errors = _translate(fields)
+    """The same for fields that are parsed already. ``given`` are what they leave out. Raises InvalidRequest."""
+    own, written, errors = _translate(fields)
+    chosen = own.get("preset") or given.get("preset") or preset
+    if chosen is not None and not (isinstance(chosen, str) and chosen in presets):
+        errors.append(_no_preset(chosen, presets))
+        chosen = None
+    defaults: Fields = {} if chosen is None else {**presets[chosen], "preset": chosen}
+    canonical = {**defaults, **given, **own}
+    errors += check_variations(canonical, explain)
+    if source:
+        canonical["source"] = source
     try:
         request = Request.model_validate(canonical)
     except ValidationError as error:
         misspelled = any(error.hint == _DID_YOU_MEAN.format("prompt") for error in errors)
         errors += [
-            _explain(fault, written) for fault in error.errors() if not (fault["type"] == "missing" and misspelled)
+            explain(fault, written) for fault in error.errors() if not (fault["type"] == "missing" and misspelled)
         ]
         request = None
     if request is not None and not errors:
         return request
+    raise _refusal(errors, document, prefix)
+
+
+def check_fields(
+    fields: dict[str, Any], document: strict_json.Document | None = None, prefix: strict_json.Path = ()
+) -> dict[str, Any]:
+    """Some of a job's fields, by our names for them. Raises InvalidRequest as ``parse_fields``."""
+    canonical, written, errors = _translate(fields)
+    errors += check_variations(canonical, explain)
+    try:
+        Request.model_validate({"prompt": "a", **canonical})
+    except ValidationError as error:
+        errors += [explain(fault, written) for fault in error.errors()]
+    if errors:
+        raise _refusal(errors, document, prefix)
+    return canonical
+
+
+def _refusal(
+    errors: list[FieldError], document: strict_json.Document | None, prefix: strict_json.Path
+) -> InvalidRequest:
     placed = [_place(error, document, prefix) for error in errors]
     placed.sort(key=lambda error: (error.line is None, error.line, error.column))
     first = placed[0]
     more = f" (and {len(placed) - 1} more)" if len(placed) > 1 else ""
-    raise InvalidRequest(f"The job is not valid: {first}{more}.", errors=tuple(placed))
+    return InvalidRequest(f"The job is not valid: {first}{more}.", errors=tuple(placed))
+
+
+def _no_preset(name: Any, presets: Presets) -> FieldError:
+    near = difflib.get_close_matches(str(name), presets, n=3, cutoff=0.4)
+    known = f"there are: {', '.join(presets)}" if presets else "none is set up: see [presets] in config.toml"
+    hint = f"did you mean {' or '.join(near)}?" if near else known
+    return FieldError("there is no such preset", "preset", got=_shown(name), hint=hint)
 
 
 def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[FieldError]]:
@@ -123,6 +201,8 @@ def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
 
 
 def _unknown(field: str, value: Any) -> FieldError:
+    if field == "jobs":
+        return FieldError("a list of jobs cannot stand within a job", field, hint="a list holds jobs alone")
     if field in LATER:
         return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
     if field in DO_NOTHING:
@@ -136,7 +216,7 @@ def _dishonoured(field: str, value: Any) -> FieldError:
     return FieldError("darkroom cannot do this of A1111's API", field, got=_shown(value), hint="remove the field")
 
 
-def _explain(fault: Any, written: dict[str, str]) -> FieldError:
+def explain(fault: Any, written: Mapping[str, str]) -> FieldError:
     """One of pydantic's errors in words for the person who wrote the file."""
     name = str(fault["loc"][0])
     field = written.get(name, name)
@@ -206,7 +286,7 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _place(error: FieldError, document: strict_json.Document | None, prefix: tuple[str, ...]) -> FieldError:
+def _place(error: FieldError, document: strict_json.Document | None, prefix: strict_json.Path) -> FieldError:
     if document is None or error.field is None:
         return error
     path: list[str | int] = [error.field]
@@ -214,6 +294,8 @@ def _place(error: FieldError, document: strict_json.Document | None, prefix: tup
         path = [*error.field.split(".", 1)]
     elif (lora := _LORA.fullmatch(error.field)) is not None:
         path = ["loras", int(lora[1]), *([lora[2]] if lora[2] else [])]
+    elif (within := _WITHIN.fullmatch(error.field)) is not None:
+        path = [int(part) if part.isdigit() else part for part in within.groups() if part is not None]
     line, column = document.place((*prefix, *path))
     return FieldError(error.message, strict_json.shown(error.field), line, column, error.got, error.hint)
 
@@ -224,7 +306,10 @@ def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
         document = strict_json.parse(strict_json.decode(data))
     except strict_json.JSONFault:
         return error
-    prefix = ("job",) if ("job", "prompt") in document.places else ()
+    prefix: strict_json.Path = ("job",) if ("job", "prompt") in document.places else ()
+    if is_entry(document.value):
+        entry = unwrap(document)
+        document, prefix = entry.document, entry.prefix
     faults, message = [], error.message
     for fault in error.errors:
         spellings = [fault.field, *SPELLINGS.get(fault.field, ()), *_spelled(fault.field)] if fault.field else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +12,16 @@ from darkroom.catalog import Catalog, Model
 from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.families import Flow
+from darkroom.job.dynamic import choose_words
+from darkroom.job.entry import named
 from darkroom.job.loras import check_loras
 from darkroom.job.misfits import misfits
 from darkroom.job.passes import final_size, passes
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
+from darkroom.job.variations import cells_of, gather, one_of, with_seeds
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
+from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
 DEFAULT_STRENGTH = 0.75
@@ -26,22 +29,67 @@ _DEFAULTS = {
     "negative_prompt": "",
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
-    "seed": -1,
     "count": 1,
     "clip_skip": 1,
     "long_prompt": "chunk",
 }
+_SETTLED = ("dynamic", "preset", "matrix", "cells")
+"""Fields of a request that are no field of a job."""
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
 def resolve(
     request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given] = NO_PICTURES
 ) -> Job:
-    """Decide every field. A seed is chosen (32 bits) where none was asked.
+    """Decide every field, of each cell; choose a seed (32 bits) where none was asked, and the words of dynamic prompts.
 
     ``pictures`` are those that the job begins with, by their field; one that is not here yet may be left out.
     Raises InvalidRequest (unknown model or sampler, over a limit) or ModelUnavailable (a model's folder is broken).
     """
+    try:
+        request = choose_words(with_seeds(request), config.prompts)
+        cells = cells_of(request)
+        if not cells:
+            return _decide(request, config, catalog, id, pictures)
+        _check_number(len(cells), request.count or 1, config)
+        jobs = [
+            _decide_cell(request, cell, number, config, catalog, id, pictures) for number, cell in enumerate(cells, 1)
+        ]
+        return gather(request, cells, jobs)
+    except InvalidRequest as error:
+        raise InvalidRequest(named(request.source) + error.message, errors=error.errors) from None
+
+
+def _check_number(cells: int, count: int, config: Config) -> None:
+    limit = config.limits.max_count
+    if cells * count <= limit:
+        return
+    fault = FieldError(
+        f"{cells:,} cells × {count:,} are {cells * count:,} pictures", "matrix", hint=f"here it is {limit}"
+    )
+    raise InvalidRequest(f"The job cannot be done here: {fault}.", errors=(fault,))
+
+
+def _decide_cell(
+    request: Request,
+    cell: dict[str, Any],
+    number: int,
+    config: Config,
+    catalog: Catalog,
+    id: str,
+    pictures: Mapping[str, Given],
+) -> Job:
+    """Raises InvalidRequest, saying in which cell the fault is."""
+    try:
+        return _decide(one_of(request, cell), config, catalog, id, pictures)
+    except InvalidRequest as error:
+        values = shown(", ".join(f"{field} {value}" for field, value in cell.items()))
+        message = f"{error.message.removesuffix('.')}, in cell {number} ({values})."
+        raise InvalidRequest(message, errors=error.errors) from None
+
+
+def _decide(request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given]) -> Job:
+    """One job, without cells."""
     model = _find_model(request.model or catalog.default, catalog)
     defaults = model.defaults
     errors: list[FieldError] = []
@@ -55,11 +103,11 @@ def resolve(
         }
         | _said(defaults)
         | _said(request)
-        | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule}
+        | {"id": id, "model": model.name, "sampler": sampler, "schedule": schedule, "source": _source(request)}
         | _pictured(request, config, pictures, errors)
     )
-    if chosen["seed"] < 0:
-        chosen["seed"] = secrets.randbits(32)
+    for field in _SETTLED:
+        chosen.pop(field, None)
     job = Job(**chosen)
     _check_limits(job, config, errors)
     if model.flow is None:
@@ -70,6 +118,10 @@ def resolve(
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
     return job
+
+
+def _source(request: Request) -> dict[str, Any]:
+    return (request.source or {}) | ({"preset": request.preset} if request.preset is not None else {})
 
 
 def _said(model: BaseModel) -> dict[str, Any]:

@@ -112,12 +112,21 @@ class Request(BaseModel):
     on_oom: OnOom | None = None
     output_format: OutputFormat | None = None
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    matrix: dict[str, list[Any]] | None = None
+    cells: list[dict[str, Any]] | None = None
+    dynamic: bool | None = None
+    template: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
+    negative_template: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
+    preset: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    source: dict[str, Any] | None = None
+    """Where the job comes from, for the record; nobody writes this field into a job file."""
 
 
 class Job(BaseModel):
     """A job with nothing left open: the same fields as ``Request``, each decided, and the job's ``id``.
 
-    Picture ``i`` (from 0) has seed ``seed + i`` (modulo 2⁶⁴).
+    Picture ``i`` (from 0) has seed ``seed + i`` (modulo 2⁶⁴). With ``cells`` each of them has ``count`` pictures, one
+    cell's after the other's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -149,11 +158,36 @@ class Job(BaseModel):
     on_oom: OnOom
     output_format: OutputFormat
     quality: int
+    template: str | None = None
+    """What ``prompt`` was chosen from."""
+    negative_template: str | None = None
+    matrix: dict[str, list[Any]] | None = None
+    """What varies, by field, as it is arranged: ``cells`` are all combinations, the last field changing first."""
+    cells: tuple[dict[str, Any], ...] = ()
+    """What each cell changes of the fields above. The engine sees none of them, but one job for each."""
+    source: dict[str, Any] = Field(default_factory=dict)
+    """``preset``, and of which ``list`` it was an entry: for the record alone."""
 
     def recipe(self) -> dict[str, Any]:
         """The fields that make the picture: a valid request, which renders the same again."""
-        fields = self.model_dump(exclude={"id"}, exclude_none=True)
-        return fields if self.loras else {key: value for key, value in fields.items() if key != "loras"}
+        fields = self.model_dump(exclude={"id", "source"}, exclude_none=True)
+        return {key: value for key, value in fields.items() if value != ()}
+
+    @property
+    def total(self) -> int:
+        """How many pictures there are, of all cells."""
+        return self.count * max(1, len(self.cells))
+
+    def cell_of(self, index: int) -> dict[str, Any] | None:
+        """What the cell of picture ``index`` changes."""
+        return self.cells[index // self.count] if self.cells else None
+
+    def at(self, cell: int) -> Job:
+        """The job of one cell, from 0, as the engine gets it."""
+        if not self.cells:
+            return self
+        fields = self.model_dump(exclude={"matrix", "cells"})
+        return Job.model_validate(fields | self.cells[cell])
 
     def all_loras(self) -> tuple[LoraUse, ...]:
         """Those of the field, then those of the prompt's tags. Raises BadTag."""
@@ -161,8 +195,10 @@ class Job(BaseModel):
         return (*self.loras, *(LoraUse(name=name, weight=weight) for name, weight in tags))
 
     def seed_of(self, index: int) -> int:
-        """The seed of picture ``index``, counted from 0."""
-        return (self.seed + index) % (MAX_SEED + 1)
+        """The seed of picture ``index``, counted from 0 through all cells."""
+        cell = self.cell_of(index) or {}
+        place = index % self.count if self.cells else index
+        return int(cell.get("seed", self.seed) + place) % (MAX_SEED + 1)
 
 
 class PictureRecord(BaseModel):
@@ -176,6 +212,8 @@ class PictureRecord(BaseModel):
     width: int
     height: int
     seed: int
+    cell: dict[str, Any] | None = None
+    """What its cell of the matrix changes."""
 
 
 class Result(BaseModel):
@@ -197,6 +235,12 @@ class Result(BaseModel):
     attempts: int
     seconds: dict[str, float]
     pictures: list[PictureRecord]
+    grid: str | None = None
+    """The picture of all pictures of a matrix."""
+    entries: int | None = None
+    """Of a list: how many jobs it became."""
+    source: dict[str, Any] | None = None
+    """The ``preset`` of the job, and the ``list`` that it was an entry of."""
     job: dict[str, Any] | None
     requested: dict[str, Any]
     fallbacks: list[dict[str, Any]]

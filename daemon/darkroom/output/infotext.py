@@ -49,6 +49,8 @@ def infotext(job: Job, *, seed: int, model_hash: str | None = None, lora_hashes:
         "Hires upscaler": None if hires is None else _UPSCALER,
         "Postprocess upscale by": None if job.upscale is None else _plain(job.upscale),
         "Postprocess upscaler": None if job.upscale is None else _UPSCALER,
+        "Template": job.template,
+        "Negative Template": job.negative_template,
         "RNG": "CPU",
         "Lora hashes": _hashes(lora_hashes),
         "Version": f"darkroom {__version__}",
@@ -100,6 +102,7 @@ _BESIDE = frozenset(
     {
         *("Model hash", "VAE", "VAE hash", "Hashes", "Lora hashes", "TI hashes", "Version", "RNG", "User"),
         *("Emphasis", "Pad conds", "Cond concat", "Prompt editing", "Discard penultimate sigma", "NGMS"),
+        *("Template", "Negative Template"),
         *("Module 1", "Module 2", "Module 3", "Diffusion in Low Bits", "Precision"),
     }
 )

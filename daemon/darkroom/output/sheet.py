@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from darkroom.output.lettering import Font
+from darkroom.output.lettering import font as _font
+from darkroom.output.lettering import legible as _legible
+from darkroom.output.lettering import line_height as _line_height
+from darkroom.output.lettering import shorten as _shorten
+from darkroom.output.lettering import wrap as _wrap
 from darkroom.output.recipes import recipe_of
 
 _PAPER = (18, 18, 20)
@@ -21,10 +24,7 @@ _PROMPT = (226, 226, 230)
 _NAME = (132, 132, 142)
 _PROMPT_LINES = 3
 _PROMPT_LENGTH = 600
-_ELLIPSIS = "…"
 _UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # all of which Pillow raises for broken files
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -152,56 +152,3 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
-
-
-def _legible(text: str, font: Font) -> str:
-    """The text in characters that the font has: ``ü`` becomes ``u`` where it must, a script it lacks is left out."""
-
-    def spelled(character: str) -> str:
-        if character.isspace() or _has_glyph(font, character):
-            return character
-        if unicodedata.category(character) == "Pd":
-            return "-"
-        return "".join(part for part in unicodedata.normalize("NFKD", character) if _has_glyph(font, part))
-
-    return "".join(map(spelled, text))
-
-
-@lru_cache(maxsize=4096)
-def _has_glyph(font: Font, character: str) -> bool:
-    """Whether it is drawn otherwise than a character that no font has."""
-    return bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffd"))
-
-
-def _line_height(font: Font) -> int:
-    return round((font.getbbox("Ág")[3]) * 1.3)
-
-
-def _wrap(text: str, font: Font, width: int, most: int) -> list[str]:
-    """The text in lines that fit; after ``most`` of them it ends in an ellipsis."""
-    words = text.split()
-    lines: list[str] = []
-    while words and len(lines) < most:
-        taken = 1
-        while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
-            taken += 1
-        last = len(lines) == most - 1 and taken < len(words)
-        line = " ".join(words[:taken]) + (_ELLIPSIS if last else "")
-        lines.append(_shorten(line, font, width))
-        words = words[taken:]
-    return lines
-
-
-def _shorten(text: str, font: Font, width: int) -> str:
-    """The text if it fits, else as much of it as does and an ellipsis."""
-    if font.getlength(text) <= width:
-        return text
-    text = text.rstrip(_ELLIPSIS)
-    fitting = bisect.bisect_right(
-        range(1, len(text) + 1), float(width), key=lambda length: font.getlength(text[:length] + _ELLIPSIS)
-    )
-    return text[:fitting].rstrip() + _ELLIPSIS

@@ -29,6 +29,7 @@ from darkroom.spool.names import (
     timestamp,
 )
 from darkroom.spool.results import results
+from darkroom.spool.split import OF_LIST
 from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
 from darkroom.spool.ticket import State, Ticket
 
@@ -37,6 +38,7 @@ __all__ = [
     "JOBS_OF_FOLDERS",
     "KINDS",
     "MAX_FOLDER_DEPTH",
+    "OF_LIST",
     "PAUSE",
     "PUBLISHED",
     "Arrival",

@@ -123,7 +123,9 @@ def look_at(name: str, path: str) -> Arrival | Oddity | None:
     if is_conflict_copy(leaf):
         return Oddity(name, "it is a synchroniser's conflict copy; rename it to run it, or delete it")
     if not is_job(leaf):
-        return Oddity(name, "it is not a job: jobs are *.json files, and pictures with a recipe inside")
+        return Oddity(
+            name, "it is not a job: jobs are *.json, *.jsonl and *.txt files, and pictures with a recipe inside"
+        )
     if "/" in name and leaf in JOBS_OF_FOLDERS:
         folder = path.rpartition("/")[0]
         whole = folders_job(folder)

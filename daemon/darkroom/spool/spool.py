@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,13 +22,23 @@ from darkroom.spool.fingerprint import Fingerprint
 from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival, Oddity
 from darkroom.spool.lock import Lock
-from darkroom.spool.names import JOBS_OF_FOLDERS, KINDS, is_picture, new_id, published_name, request_name
+from darkroom.spool.names import (
+    JOBS_OF_FOLDERS,
+    KINDS,
+    free_number,
+    is_picture,
+    new_id,
+    published_name,
+    request_name,
+)
+from darkroom.spool.split import Plan, split
 from darkroom.spool.ticket import (
     ATTEMPT,
     CANCEL,
     ERROR,
     LOG,
     ORIGIN,
+    PLAN,
     PREVIEW,
     PROGRESS,
     RESULT,
@@ -263,6 +274,32 @@ class Spool:
         """How large a job of that name may be, the pictures in it not counted."""
         return self.limits.max_picture_bytes if is_picture(name) else self.limits.max_job_bytes
 
+    # Lists
+
+    def split(self, ticket: Ticket, files: Iterable[tuple[str, bytes]]) -> Generator[None, None, Plan]:
+        """Make a list's entries, given by name and content, into jobs of the inbox: all at once, exactly once.
+
+        Yields after each; returns where they are. Raises StorageTrouble: begun again, it goes on where it was.
+        """
+        return split(ticket, files, self.inbox, (self.done, self.failed), self.disk)
+
+    def tidy(self, folder: str) -> None:
+        """Remove a folder of the inbox, such as a list's whose last entry was taken, if it is empty."""
+        try:
+            self.disk.rmdir(self.inbox / folder)
+        except (OSError, StorageTrouble):
+            return  # there is something in it, or it is gone
+
+    def make_hot_folders(self, names: Iterable[str]) -> None:
+        """Folders of the inbox in which jobs take a preset. Raises ConfigError, StorageTrouble."""
+        for name in names:
+            folder = self.inbox / name
+            if not folder.is_dir():
+                try:
+                    self.disk.mkdir(folder)
+                except OSError as error:
+                    raise ConfigError(f"{folder}: cannot be made: {error.strerror}; see [presets.{name}]") from None
+
     # Recover
 
     def recover(self, published: Callable[[Path, Verdict], object] = lambda *_: None) -> Iterator[Ticket]:
@@ -328,23 +365,8 @@ class Spool:
             return self._settle(folder)
 
     def _free_number(self, base: Path, name: str, low: int) -> int:
-        """A number from ``low`` on that no result of that name has, the one below it being taken or ``low`` itself.
-
-        Twice as far each time, then halving: of ten thousand results of one name some thirty are looked at.
-        """
-
-        def taken(number: int) -> bool:
-            return os.path.lexists(self._target(base, _numbered(name, number)))
-
-        if not taken(low):
-            return low
-        high = low + 1
-        while taken(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if taken(middle) else (low, middle)
-        return high
+        """A number from ``low`` on that no result of that name has."""
+        return free_number(lambda number: os.path.lexists(self._target(base, _numbered(name, number))), low)
 
     def _settle(self, folder: str) -> Path:
         """Make the rename that published a job durable."""
@@ -390,7 +412,7 @@ class Spool:
         self.disk.sync_folder(folder)
 
 
-_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, PREVIEW, CANCEL})
+_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, PREVIEW, CANCEL, PLAN})
 
 
 def request_in(folder: Path) -> str | None:
@@ -403,8 +425,14 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}~{number}"
 
 
+_RARE = ("original_name_base64", "grid", "entries", "source")
+"""Fields of a result that are left out where there is nothing to say."""
+
+
 def _pretty(model: Result | ErrorReport) -> bytes:
-    exclude = {"original_name_base64"} if getattr(model, "original_name_base64", "") is None else None
+    exclude: dict[str, Any] = {field: True for field in _RARE if not getattr(model, field, None)}
+    if isinstance(model, Result) and all(picture.cell is None for picture in model.pictures):
+        exclude["pictures"] = {"__all__": {"cell"}}
     return model.model_dump_json(indent=2, exclude=exclude).encode() + b"\n"
 
 

@@ -12,6 +12,7 @@
     log.jsonl       what happened
     progress.json   how far it is, for people on the share
     preview.jpg     what the pictures under way will be, for them too
+    list.json       of a list: where its entries appear (see ``split``)
     cancel          somebody wants it stopped
 """
 
@@ -42,6 +43,7 @@ STATE = "job.json"
 RESULT = "result.json"
 ERROR = "error.json"
 RETRY = "retry.json"
+PLAN = "list.json"
 LOG = "log.jsonl"
 PROGRESS = "progress.json"
 PREVIEW = "preview.jpg"
@@ -305,6 +307,12 @@ class Ticket:
         file = f"{self._stem}-{index + 1}.{extension}"
         self.disk.replace(self.at(file), data)
         self.disk.sync_folder(self.place)
+        return file
+
+    def save_grid(self, data: bytes) -> str:
+        """Durable with what is published next. Returns the file's name."""
+        file = f"{self._stem}-grid.jpg"
+        self.disk.replace(self.at(file), data)
         return file
 
     # For people who look on
