@@ -80,6 +80,11 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load(written(tmp_path, '[folders]\nroot = "~/spool"\n')).folders.root == Path("/home/somebody/spool")
 
 
+def test_folders_of_pictures_are_made_absolute(tmp_path: Path) -> None:
+    roots = load(written(tmp_path, '[limits]\nimage_roots = ["pictures", "/srv/photos"]\n')).limits.image_roots
+    assert roots == (tmp_path / "pictures", Path("/srv/photos"))
+
+
 def test_the_root_of_the_command_line_outranks_file_and_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +234,8 @@ def test_the_shipped_file_shows_every_key_with_its_default(tmp_path: Path) -> No
             default = getattr(section, key)
             if name == "folders":
                 default = default or section.named(key)
+            if isinstance(default, tuple):
+                default = list(default)
             if default is not None:
                 assert value == (str(default) if isinstance(default, Path) else default), key
 

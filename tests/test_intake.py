@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import Darkroom
 from darkroom.errors import InvalidRequest
-from darkroom.intake import Intake
+from darkroom.intake import Intake, Needs
 from darkroom.intake.intake import UNDER_WAY_S, WINDOW
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import parse
 from darkroom.spool import Spool
+
+Judge = Callable[[str, bytes | None], Needs | None]
 
 
 class Clock:
@@ -29,7 +32,9 @@ class Clock:
 class Desk:
     """An intake with a clock of its own."""
 
-    def __init__(self, darkroom: Darkroom, window: int = WINDOW, settle_s: float = 10) -> None:
+    def __init__(
+        self, darkroom: Darkroom, window: int = WINDOW, settle_s: float = 10, judge: Judge | None = None
+    ) -> None:
         self.spool: Spool = darkroom.spool()
         self.spool.open()
         self.clock = Clock()
@@ -37,7 +42,7 @@ class Desk:
         self.left: list[tuple[str, str]] = []
         self.intake = Intake(
             self.spool,
-            judge=self.judge,
+            judge=judge or self.judge,
             report=lambda name, why: self.left.append((name, why)),
             settle_s=settle_s,
             rescan_s=5,

@@ -17,11 +17,14 @@ from PIL import Image
 
 from conftest import Darkroom
 from darkroom.catalog import Catalog
+from darkroom.cli.embed import in_job_folder
 from darkroom.config import Config
+from darkroom.errors import RenderFailed
 from darkroom.events import Event
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
 from darkroom.output import encode
+from darkroom.spool import Call, Disk
 from test_intake import Desk
 from test_loop import Running, until
 
@@ -209,6 +212,25 @@ def test_a_folder_is_taken_when_all_that_it_names_has_arrived(house: Darkroom) -
     assert house.names("failed") == []
 
 
+def test_a_folder_of_the_same_name_is_heard_of_again_and_again(house: Darkroom) -> None:
+    """watchdog goes on to watch a folder that was claimed, beside the one that came in its place."""
+    house.configure(intake={"settle_s": 1, "rescan_s": 600})
+    loop = house.loop()
+    with Running(loop):
+        until(lambda: "daemon.ready" in house.log.events())
+        time.sleep(0.3)
+        for number in range(4):
+            house.drop("cat/x.png", PNG)
+            if number < 3:  # what the job does not use stays in its folder, which stays watched
+                house.drop("cat/more.png", PNG)
+            house.drop("cat/job.json", {**JOB, "init_image": "x.png"})
+            until(lambda number=number: loop.work.done > number)
+        house.drop("dog/job.json", JOB)
+        until(lambda: loop.work.done == 5)
+    assert loop.work.failed == 0
+    assert not {"watch.restarted", "watch.trouble", "watch.missed"} & set(house.log.events())
+
+
 @pytest.mark.parametrize("job", ["cat.json", "cat/job.json"])
 def test_what_never_comes_is_named_when_the_settle_time_has_passed(house: Darkroom, job: str) -> None:
     house.drop(job, json.dumps({**JOB, "init_image": "photo.png"}, indent=1))
@@ -276,12 +298,10 @@ def test_a_picture_that_begins_with_another_is_made_again_from_both(house: Darkr
 
 
 def test_pictures_that_name_each_other_are_not_waited_for_for_ever(house: Darkroom) -> None:
-    one, other = (json.loads(json.dumps(JOB)) for _ in range(2))
     for name, names in (("a", "b.png"), ("b", "a.png")):
         job = resolve(parse(json.dumps(JOB).encode()), Config(), Catalog(Config().models), name)
         job = job.model_copy(update={"init_image": names, "strength": 0.5})
         house.drop(f"{name}.png", encode(Image.new("RGB", (64, 64)), job, seed=7, device="fake"))
-    assert one == other
     assert len(run(house)) == 1
     assert house.names("inbox") == []
 
@@ -292,6 +312,22 @@ def test_a_picture_that_names_itself_is_refused(house: Darkroom) -> None:
     house.drop("a.png", encode(Image.new("RGB", (64, 64)), job, seed=7, device="fake"))
     assert run(house) == []
     assert "is the job file itself" in house.error("a")["message"]
+
+
+def test_no_picture_is_refused_before_all_that_waits_was_looked_into(house: Darkroom) -> None:
+    """Beyond the window there may be a job that begins with it."""
+    desk = Desk(house, window=5, judge=house.loop().work.judge)
+    house.drop("photo.png", PNG)
+    for number in range(12):
+        house.drop(f"{number:02}.json", {**JOB, "init_image": "photo.png"} if number == 11 else JOB)
+    taken: list[str] = []
+    while "11.json" not in taken:
+        assert desk.after(30).refused() == []
+        arrival = desk.intake.take()
+        if arrival is not None:
+            taken.append(arrival.name)
+            Path(arrival.path).unlink()
+            assert not arrival.takes or desk.intake.waiting <= 5  # another job beyond may begin with it
 
 
 # Made again
@@ -482,6 +518,54 @@ def test_a_picture_that_is_exchanged_between_check_and_claim_is_looked_at_again(
     assert "symbolic link" in house.error("cat")["message"]
     assert house.names("done") == []
     assert not any(path.is_symlink() for path in house.failed.rglob("*"))
+
+
+def test_nor_does_it_help_to_exchange_it_in_the_last_moment(house: Darkroom) -> None:
+    """Fault 32: a link that is moved into the job's folder is not followed there."""
+    house.drop("cat.json", {**JOB, "init_image": "x.png"})
+    house.drop("x.png", PNG)
+
+    def exchange(call: Call) -> None:
+        if call.name == "rename" and call.path.name == "x.png":
+            call.path.unlink()
+            call.path.symlink_to("/etc/passwd")
+
+    house.run_once(watching := Watching(house), Disk(exchange))
+    assert watching.given == []
+    assert "is empty" in house.error("cat")["message"]
+    assert (house.failed / "cat" / "init_image.png").is_symlink()
+    assert in_job_folder(house.failed / "cat")("init_image", "x.png") is None
+
+
+def test_a_picture_that_somebody_takes_out_of_the_job_s_folder_fails_the_job_alone(house: Darkroom) -> None:
+    house.drop("a.json", {**JOB, "init_image": base64.b64encode(PNG).decode()})
+    house.drop("b.json", JOB)
+
+    class Taken(Watching):
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            if images.get("init_image") == b"":
+                raise RenderFailed("The picture's file is empty")
+            yield from super().run(job, skip, images)
+
+    def take(call: Call) -> None:
+        if call.name == "create" and call.path.name == "attempt.1":
+            for path in house.working.rglob("init_image.png"):
+                path.unlink()
+
+    house.run_once(Taken(house), Disk(take))
+    assert house.names("failed") == ["a"]
+    assert house.names("done") == ["b"]
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "../../../../../../../../etc/passwd", "link.png"])
+def test_retry_reads_nothing_for_a_job_but_what_lies_in_its_folder(tmp_path: Path, text: str) -> None:
+    """Fault 32."""
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "dropped" / "link.png").symlink_to("/etc/passwd")
+    (tmp_path / "dropped" / "x.png").write_bytes(PNG)
+    find = in_job_folder(tmp_path)
+    assert find("init_image", text) is None
+    assert find("init_image", "x.png") == tmp_path / "dropped" / "x.png"
 
 
 def test_a_picture_that_is_replaced_while_it_waits_is_taken_as_it_is_now(house: Darkroom) -> None:

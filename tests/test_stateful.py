@@ -23,10 +23,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from conftest import Darkroom
 from darkroom.errors import SpoolInUse
 from darkroom.spool import Disk
-from test_crashes import Crash, CrashingDisk, FailingDisk
+from test_crashes import Crash, CrashingDisk, FailingDisk, photo, picture
 
-NAMES = st.sampled_from(["a.json", "b.json", "!c.json", "team/a.json", "caf\udce9.json", "x" * 120 + ".json"])
-ENDINGS = st.sampled_from([b"", b', "count": 2', b', "widht": 3', b', "width": 65', b', "prompt": "again"'])
+NAMES = st.sampled_from(
+    ["a.json", "b.json", "!c.json", "team/a.json", "one/job.json", "caf\udce9.json", "x" * 120 + ".json"]
+)
+PICTURES = st.sampled_from(["p.png", "team/p.png", "one/p.png"])
+ENDINGS = st.sampled_from(
+    [b"", b', "count": 2', b', "init_image": "p.png"', b', "widht": 3', b', "width": 65', b', "prompt": "again"']
+)
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -46,7 +51,7 @@ class AnyOrder(RuleBasedStateMachine):
         (self.darkroom.root / "PAUSE").unlink(missing_ok=True)
         self.run_daemon(Disk())
         self.nothing_is_lost_or_doubled()
-        assert self.waiting() == []
+        assert [path for path in self.darkroom.inbox.rglob("[!.]*") if path.is_file()] == []
         assert self.darkroom.names("working") == []
         shutil.rmtree(self.base)
 
@@ -86,6 +91,12 @@ class AnyOrder(RuleBasedStateMachine):
             target.parent.mkdir(exist_ok=True)
             path.replace(target)
             self.people_did_something()
+
+    @rule(name=PICTURES, data=st.sampled_from([photo("red"), photo("red")[:-9], picture()]))
+    def drop_a_picture(self, name: str, data: bytes) -> None:
+        path = self.darkroom.inbox / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
 
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
@@ -142,7 +153,10 @@ class AnyOrder(RuleBasedStateMachine):
     def contents(self) -> Counter[str]:
         """How often each content is there, wherever it is."""
         requests = [
-            path for base in ("working", "done", "failed") for path in (self.darkroom.root / base).rglob("request.json")
+            path
+            for base in ("working", "done", "failed")
+            for name in ("request.json", "dropped/job.json")
+            for path in (self.darkroom.root / base).rglob(name)
         ]
         return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in requests + self.waiting())
 
@@ -159,9 +173,9 @@ class AnyOrder(RuleBasedStateMachine):
         for base in (self.darkroom.done, self.darkroom.failed):
             for request in base.rglob("request.json"):
                 result = json.loads((request.parent / "result.json").read_bytes())
-                for picture in result["pictures"]:
-                    data = (request.parent / picture["file"]).read_bytes()
-                    assert hashlib.sha256(data).hexdigest() == picture["sha256"]
+                for made in result["pictures"]:
+                    data = (request.parent / made["file"]).read_bytes()
+                    assert hashlib.sha256(data).hexdigest() == made["sha256"]
 
 
 AnyOrder.TestCase.settings = settings(

@@ -110,16 +110,27 @@ def _observer() -> BaseObserver:
     """The platform's observer; on Linux one that is not told of files that leave.
 
     watchdog holds such an event for half a second, to pair it with the file's arrival elsewhere, and all later events
-    behind it. Every claim is a file that leaves, so each would delay the next arrival.
+    behind it. Every claim is a file that leaves, so each would delay the next arrival. A folder that left is therefore
+    still watched, and another may come in its place: then two watches have one path, of which watchdog knows only one.
     """
     if sys.platform != "linux":
         from watchdog.observers import Observer
 
         return Observer()
-    from watchdog.observers.inotify import InotifyEmitter
+    from watchdog.observers.inotify import InotifyEmitter, InotifyWatchGroup
     from watchdog.observers.inotify_c import InotifyConstants as Inotify
 
+    class Arrivals(InotifyWatchGroup):
+        def _remove_watch_internally(self, wd: Any) -> None:
+            path = self._active_callbacks_by_watch.pop(wd, None)
+            if path is not None and self._active_callbacks_by_path.get(path) == wd:
+                del self._active_callbacks_by_path[path]
+
     class ArrivalEmitter(InotifyEmitter):
+        def on_thread_start(self) -> None:
+            path, events = os.fsencode(self.watch.path), self.get_event_mask_from_filter()
+            self._inotify = Arrivals(self._inotify_fd, path, is_recursive=True, event_mask=events)
+
         def get_event_mask_from_filter(self) -> Any:
             arrivals = Inotify.IN_CREATE | Inotify.IN_MOVED_TO | Inotify.IN_MODIFY | Inotify.IN_CLOSE_WRITE
             return arrivals | Inotify.IN_DELETE_SELF
