@@ -18,9 +18,6 @@ ALIASES = {
 }
 """Other name → ours; model and clip skip may be ``override_settings``. What is more than a name: see ``a1111``."""
 
-LATER: frozenset[str] = frozenset()
-"""Fields of formats to come: known, refused, and said so."""
-
 _ANY_FLAG = (True, False, None)
 
 DO_NOTHING: dict[str, tuple[Any, ...]] = {

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from darkroom import __version__, strict_json
+from darkroom import strict_json
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
 from darkroom.job.a1111 import HIRES_FIELDS, SPELLED, SPELLINGS, take_several
-from darkroom.job.aliases import ALIASES, DO_NOTHING, LATER, changes_nothing
+from darkroom.job.aliases import ALIASES, DO_NOTHING, changes_nothing
 from darkroom.job.entry import is_entry, named, unwrap
 from darkroom.job.types import Request
 from darkroom.job.variations import check_variations
@@ -203,8 +203,6 @@ def _translate(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
 def _unknown(field: str, value: Any) -> FieldError:
     if field == "jobs":
         return FieldError("a list of jobs cannot stand within a job", field, hint="a list holds jobs alone")
-    if field in LATER:
-        return FieldError(f"darkroom {__version__} does not do this yet", field, hint="remove the field")
     if field in DO_NOTHING:
         return _dishonoured(field, value)
     near = difflib.get_close_matches(field.casefold(), [*_FIELDS, *ALIASES, *SPELLED], n=1, cutoff=0.5)
