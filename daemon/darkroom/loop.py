@@ -89,6 +89,7 @@ class Loop:
         self.work.catalog = Catalog(config.models)
         self.work.known = None
         self.spool.limits = config.limits
+        self.intake.arrange(fair=config.intake.fair, affinity_max_wait_s=config.intake.affinity_max_wait_s)
         local = self.guard.local
         self.intake.settle_s = config.intake.settle_s if local else config.intake.network_settle_s
         self.intake.rescan_s = config.intake.rescan_s if local else config.intake.network_rescan_s
@@ -256,7 +257,7 @@ class Loop:
         if free < floor:
             why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
             raise StorageTrouble(f"{self.spool.root}: {why}")
-        arrival = self.intake.take()
+        arrival = self.intake.take(self.work.loaded)
         if arrival is None:
             self._turn("idle")
             return None

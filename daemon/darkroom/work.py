@@ -83,6 +83,8 @@ class Work:
     looked_around_at: float = float("-inf")
     known: tuple[str, bytes | None, Request] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
+    loaded: str | None = None
+    """The model that the engine last worked with."""
     heard_at: float | None = None
     """When the engine last said something of the job that runs."""
 
@@ -90,14 +92,17 @@ class Work:
         """For how long the engine has said nothing of the job that runs; 0 while none does."""
         return 0.0 if self.heard_at is None else self.clock() - self.heard_at
 
-    def judge(self, name: str, data: bytes | None) -> None:
-        """Whether a file can be a job here; no data is a file over the limit. Raises InvalidRequest."""
+    def judge(self, name: str, data: bytes | None) -> str | None:
+        """Whether a file can be a job here, and for which model; no data is a file over the limit.
+
+        Raises InvalidRequest.
+        """
         try:
-            resolve(self._read(name, data), self.config, self.catalog, "judged")
+            return resolve(self._read(name, data), self.config, self.catalog, "judged").model
         except InvalidRequest:
             raise
         except JobError:
-            return  # a model that is broken now may be mended before the job's turn
+            return None  # a model that is broken now may be mended before the job's turn
 
     def refuse(self, ticket: Ticket) -> bool:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
@@ -221,6 +226,7 @@ class Work:
         match event:
             case Loaded():
                 record.loaded(event)
+                self.loaded = event.model
                 seconds = round(event.seconds, 3)
                 fields = {"model": event.model, "seconds": seconds, "device": event.device}
                 self._say("model.loaded", ticket, level="info" if seconds else "debug", **fields)

@@ -6,19 +6,20 @@ that can never be valid is refused at once, one that is valid waits for its turn
 
 A scan goes by names and is done in slices between which the daemon works; only files that are new in the window are
 looked at. Up to ``window`` waiting files are in strict order. Of more, as many are kept as the window holds, chosen
-round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own.
+round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own;
+folders that take turns have a part of the window each. ``order`` says who is next.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from darkroom.errors import InvalidRequest, Unfinished
+from darkroom.intake.order import URGENT, Order
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
     MAX_FOLDER_DEPTH,
@@ -28,13 +29,15 @@ from darkroom.spool import (
     fingerprint,
     is_candidate,
     is_temporary,
-    is_urgent,
     look_at,
     read,
 )
 
 WINDOW = 20_000
 """How many waiting files are kept in order."""
+
+LEAST_SHARE = 100
+"""How many files of each folder are kept in order where folders take turns, however many folders there are."""
 
 SCAN_SHARE = 50
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
@@ -80,23 +83,22 @@ class _Candidate:
     """The number of the last scan that saw it."""
     state: _Is = _Is.NEW
     retry_at: float = 0.0
-
-
-_Entry = tuple[tuple[bool, int, str], int, _Candidate]
-"""Where a candidate stands in the order; the number keeps candidates from being compared."""
+    queue: str = ""
+    model: str | None = None
 
 
 @dataclass
 class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
-    ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one. ``report`` is called once for each thing that is left in the
-    inbox, with its name and the reason. Only ``hint`` may be called from another thread.
+    ``judge`` is given a name and what the file holds, None for one over the size limit, and says which model the job
+    needs. It raises InvalidRequest for what is no job, Unfinished for what may yet become one. ``report`` is called
+    once for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may be called from
+    another thread.
     """
 
     spool: Spool
-    judge: Callable[[str, bytes | None], None]
+    judge: Callable[[str, bytes | None], str | None]
     report: Callable[[str, str], None]
     settle_s: float
     rescan_s: float
@@ -104,8 +106,7 @@ class Intake:
     window: int = WINDOW
 
     _files: dict[str, _Candidate] = field(default_factory=dict)
-    _order: list[_Entry] = field(default_factory=list)
-    _pushed: int = 0
+    _order: Order[_Candidate] = field(init=False)
     _new: deque[_Candidate] = field(default_factory=deque)
     _unfinished: list[_Candidate] = field(default_factory=list)
     _hopeless: deque[_Candidate] = field(default_factory=deque)
@@ -122,10 +123,14 @@ class Intake:
     _complete: bool = False
     """Whether the inbox was seen as a whole: before that, nothing can be said of the order."""
 
-    _after: dict[bool, Place] = field(default_factory=lambda: {True: START, False: START})
-    """Where the last choice ended, of urgent files and of others."""
+    _after: dict[str, Place] = field(default_factory=dict)
+    """Where the last choice ended, in each queue."""
     _beyond: int = 0
     """How many files the last scan found beyond the window."""
+    _queues_beyond: frozenset[str] = frozenset()
+    """In which queues."""
+    _queues: int = 1
+    """How many queues the last scan found, that of the urgent ones aside."""
     _unreadable_in_a_row: int = 0
     """How many files were looked into since one could be read."""
 
@@ -134,6 +139,16 @@ class Intake:
 
     _next_judging: float = 0.0
     _next_unfinished_look: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.arrange()
+
+    def arrange(self, *, fair: bool = False, affinity_max_wait_s: float = 0.0) -> None:
+        """In which order files are taken, those that wait already included."""
+        self._order = Order(self._is_here, fair=fair, affinity_max_wait_s=affinity_max_wait_s, clock=self.clock)
+        for candidate in self._files.values():
+            self._order.push(candidate)
+            self._order.looked_into(candidate)
 
     # Looking
 
@@ -217,19 +232,25 @@ class Intake:
                 del self._files[candidate.arrival.name]
                 yield candidate.arrival
 
-    def take(self) -> Arrival | None:
-        """The next whole file in order; None if there is none now. It is looked at again if it changed."""
-        while self._complete and self._order:
-            order, _, candidate = heapq.heappop(self._order)
-            if not self._is_here(candidate) or order != candidate.arrival.order:
-                continue
+    def take(self, loaded: str | None = None) -> Arrival | None:
+        """The next whole file in order; None if there is none now. It is looked at again if it changed.
+
+        ``loaded`` is the model that a job would not have to wait for.
+        """
+        while self._complete and (candidate := self._order.first()) is not None:
             if self._changed(candidate, self.clock()):
                 continue
             if candidate.state is _Is.NEW:
                 self._examine(candidate)
-            if candidate.state is _Is.READY:
-                del self._files[candidate.arrival.name]
-                return candidate.arrival
+            if candidate.state is not _Is.READY:
+                self._order.drop(candidate)
+                continue
+            chosen = self._order.choose(candidate, loaded)
+            if chosen is not candidate and self._changed(chosen, self.clock()):
+                continue
+            self._order.took(chosen)
+            del self._files[chosen.arrival.name]
+            return chosen.arrival
         return None
 
     # The files that are known
@@ -240,12 +261,8 @@ class Intake:
     def _add(self, arrival: Arrival, now: float) -> None:
         candidate = _Candidate(arrival, now, self._scans)
         self._files[arrival.name] = candidate
-        self._queue(candidate)
+        self._order.push(candidate)
         self._new.append(candidate)
-
-    def _queue(self, candidate: _Candidate) -> None:
-        self._pushed += 1
-        heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
 
     def _changed(self, candidate: _Candidate, now: float) -> bool:
         """Whether the file is gone, or another than it was: then it stands in the order anew."""
@@ -298,7 +315,8 @@ class Intake:
         number = self._scans
         if self._beyond:
             self._make_room()
-        choices = {urgent: Choice(self._room(urgent), self._after[urgent]) for urgent in (True, False)}
+        known, choices = self._order.queues(), dict[str, Choice]()
+        kept = self._kept_by_queue()
         for count, found in enumerate(self.spool.walk()):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
                 yield
@@ -312,12 +330,21 @@ class Intake:
             if candidate is not None:
                 self._see(candidate, entry.inode(), now)
             elif is_candidate(entry):
-                choices[is_urgent(name)].offer(entry.inode(), name)
+                queue = self._order.queue_of(name)
+                if queue not in choices:
+                    choices[queue] = Choice(self._room(queue, kept), self._after.get(queue, START))
+                choices[queue].offer(entry.inode(), name)
             elif name not in self._reported and len(self._reported) < MOST_REPORTED:
                 self._look_at(name, now)
-        for urgent, choice in choices.items():
-            yield from self._admit(choice, urgent, now, surprising)
-        self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
+        self._queues = max(1, len({*choices, *known} - {URGENT}))
+        kept, beyond = self._kept_by_queue(), dict[str, int]()
+        for queue, choice in choices.items():
+            room = self._room(queue, kept)
+            yield from self._admit(choice.chosen()[:room], queue, now, surprising)
+            beyond[queue] = choice.offered - min(room, len(choice.chosen()))
+        self._beyond = sum(beyond.values())
+        self._queues_beyond = frozenset(queue for queue, count in beyond.items() if count)
+        self._after = {queue: place for queue, place in self._after.items() if queue in self._queues_beyond}
         for gone in [name for name, candidate in self._files.items() if candidate.scan < number]:
             del self._files[gone]
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
@@ -330,14 +357,13 @@ class Intake:
         if candidate.state is _Is.UNREADABLE and now >= candidate.retry_at:
             candidate.state = _Is.NEW
             self._new.append(candidate)
-            self._queue(candidate)
+            self._order.push(candidate)
 
-    def _admit(self, choice: Choice, urgent: bool, now: float, surprising: bool) -> Iterator[None]:
+    def _admit(self, chosen: list[Place], queue: str, now: float, surprising: bool) -> Iterator[None]:
         """Those chosen come into the window, oldest first."""
-        chosen = choice.chosen()
         if not chosen:
             return
-        self._after[urgent] = chosen[-1]
+        self._after[queue] = chosen[-1]
         arrivals: list[Arrival] = []
         for count, (_, name) in enumerate(chosen):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
@@ -373,21 +399,33 @@ class Intake:
         elif (candidate := self._files.get(name)) is not None:
             self._changed(candidate, now)
         elif not any(map(is_temporary, name.split("/"))):
-            if self._takes(is_urgent(name)):
+            if self._takes(self._order.queue_of(name)):
                 self._look_at(name, now)
             else:
                 self._hinted = True
 
-    def _takes(self, urgent: bool) -> bool:
+    def _takes(self, queue: str) -> bool:
         """Whether the window takes a file by itself, without a choice among those beyond it."""
-        if urgent:
-            return len(self._files) < 2 * self.window
+        if queue == URGENT or self._order.fair:
+            return (
+                queue not in self._queues_beyond
+                and self._order.length(queue) < self._share(queue)
+                and len(self._files) < 2 * self.window
+            )
         return not self._beyond and len(self._files) < self.window
 
-    def _room(self, urgent: bool) -> int:
+    def _share(self, queue: str) -> int:
+        """How many files of a queue are kept in order: each has its part of the window, urgent files have one whole."""
+        return self.window if queue == URGENT else max(LEAST_SHARE, self.window // self._queues)
+
+    def _kept_by_queue(self) -> Counter[str]:
+        return Counter(candidate.queue for candidate in self._files.values())
+
+    def _room(self, queue: str, kept: Counter[str]) -> int:
         """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
-        room = self.window - sum(is_urgent(name) is urgent for name in self._files)
-        return room if urgent else room + min(len(self._unfinished), self.window)
+        share = self._share(queue)
+        slack = 0 if queue == URGENT else min(len(self._unfinished), share)
+        return max(0, share - kept[queue] + slack)
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""
@@ -416,7 +454,7 @@ class Intake:
         """Read the file and judge it."""
         arrival = candidate.arrival
         try:
-            self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
+            candidate.model = self.judge(arrival.name, read(arrival.path, self.spool.most_bytes(arrival.name)))
         except Unfinished:
             candidate.state = _Is.UNFINISHED
             self._unfinished.append(candidate)
@@ -432,6 +470,7 @@ class Intake:
             return
         else:
             candidate.state = _Is.READY
+            self._order.looked_into(candidate)
         self._unreadable_in_a_row = 0
 
     def _set_hopeless(self, candidate: _Candidate) -> None:
