@@ -85,7 +85,9 @@ class Darkroom:
         return found
 
     def names(self, folder: str) -> list[str]:
-        return sorted(path.name for path in (self.root / folder).iterdir() if not path.name.startswith("."))
+        """Of what lies there, hidden files and the page of results left out."""
+        names = (path.name for path in (self.root / folder).iterdir())
+        return sorted(name for name in names if not name.startswith(".") and name != "index.html")
 
 
 @pytest.fixture

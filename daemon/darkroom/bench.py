@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.catalog import Catalog
-from darkroom.config import Config, Folders, Log
+from darkroom.config import Config, Folders, Log, Output
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
 from darkroom.intake import Intake
@@ -78,7 +78,7 @@ class Daemon:
     """A daemon without an engine, that is led step by step. ``ended`` holds the ids of the jobs done."""
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
-        config = Config(folders=Folders(root=root))
+        config = Config(folders=Folders(root=root), output=Output(page=False))
         self.root = root
         self.ended: list[str] = []
         self._log = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115

@@ -416,7 +416,7 @@ class Intake:
 
     def _share(self, queue: str) -> int:
         """How many files of a queue are kept in order: each has its part of the window, urgent files have one whole."""
-        return self.window if queue == URGENT else max(LEAST_SHARE, self.window // self._queues)
+        return self.window if queue == URGENT else max(min(LEAST_SHARE, self.window), self.window // self._queues)
 
     def _kept_by_queue(self) -> Counter[str]:
         return Counter(candidate.queue for candidate in self._files.values())
