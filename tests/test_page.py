@@ -507,7 +507,7 @@ def in_browser(darkroom: Darkroom, tmp_path: Path, fragment: str = "") -> str:
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
     url = f"file://{darkroom.done}/index.html{fragment}"
-    command += ["--virtual-time-budget=8000", "--dump-dom", url]
+    command += ["--virtual-time-budget=15000", "--dump-dom", url]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return ran.stdout
 
@@ -556,6 +556,16 @@ def test_in_a_browser_the_cards_of_the_search_are_those_of_the_page(darkroom: Da
 
     assert cards("found") == cards("results")
     assert len(cards("found")) == 2
+
+
+@needs_browser
+def test_in_a_browser_an_open_page_learns_of_new_results(darkroom: Darkroom, tmp_path: Path) -> None:
+    put(darkroom, "cat")
+    clock = Clock()
+    settle(make(darkroom, clock), clock)
+    assert '<a id="new" href="" hidden="">' in in_browser(darkroom, tmp_path, "#cat")
+    (darkroom.done / ".page" / "latest.js").write_text("darkroomLatest(2);\n")
+    assert '<a id="new" href="">' in in_browser(darkroom, tmp_path, "#cat"), "it is searched, so it is not renewed"
 
 
 # ---------------------------------------------------------------- entries

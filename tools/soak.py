@@ -144,7 +144,7 @@ class Soak:
             if not folder.is_dir():
                 continue
             for path in folder.iterdir():
-                if not path.name.startswith("."):
+                if not path.name.startswith(".") and path.is_dir():
                     self.examine(base, path)
 
     def examine(self, base: str, folder: Path) -> None:

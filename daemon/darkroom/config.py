@@ -184,12 +184,14 @@ class Prompts(_Section):
 
 
 class IntakeSettings(_Section):
-    """``[intake]``: when a dropped file counts as whole, and how often the inbox is looked through."""
+    """``[intake]``: when a dropped file counts as whole, how often the inbox is looked through, and who is next."""
 
     settle_s: float = Field(10, ge=0.1)
     network_settle_s: float = Field(60, ge=0.1)
     rescan_s: float = Field(5, ge=0.05)
     network_rescan_s: float = Field(2, ge=0.05)
+    fair: bool = False
+    affinity_max_wait_s: float = Field(0, ge=0)
 
 
 class Output(_Section):

@@ -118,6 +118,7 @@ class Loop:
             self.intake.configure(times.settle_s, times.rescan_s)
         else:
             self.intake.configure(times.network_settle_s, times.network_rescan_s)
+        self.intake.arrange(fair=times.fair, affinity_max_wait_s=times.affinity_max_wait_s)
         self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
         if config.output.page != (self.page is not None):
             self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None
@@ -309,7 +310,7 @@ class Loop:
         if free < floor:
             why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
             raise StorageTrouble(f"{self.spool.root}: {why}")
-        arrival = self.intake.take()
+        arrival = self.intake.take(self.work.loaded)
         if arrival is None:
             self._turn("idle")
             return None

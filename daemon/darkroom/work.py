@@ -106,6 +106,8 @@ class Work:
     looked_around_at: float = float("-inf")
     known: tuple[str, bytes | None, Request | JobList] | None = None
     """What was read last: a file that is judged when its turn comes is claimed next."""
+    loaded: str | None = None
+    """The model that the engine last worked with."""
     heard_at: float | None = None
     """When the engine last said something of the job that runs."""
 
@@ -117,7 +119,7 @@ class Work:
         self.presets = read_presets(self.config)
 
     def judge(self, name: str, data: bytes | None) -> Needs | None:
-        """Whether a file can be a job here, and which pictures it begins with; no data is a file over the limit.
+        """Whether a file can be a job here, and what it needs; no data is a file over the limit.
 
         Or it is a list, whose jobs are to stand in the order themselves. Raises InvalidRequest.
         """
@@ -127,25 +129,26 @@ class Work:
         if isinstance(request, JobList):
             return Needs((), arrived=True, is_list=True)
         if not has_pictures(request):
-            self._judge(request, NO_PICTURES)
-            return None
+            model = self._judge(request, NO_PICTURES)
+            return Needs((), arrived=True, pictured=False, model=model)
         base = base_of(name, request, self.spool.inbox)
         found = find(request, base, self.config.limits)
         beside = tuple(f"{base.folder}/{path}" if base.folder else path for path in found.beside.values())
         try:
             found.refuse(missing=False)
-            self._judge(request, found.given)
+            model = self._judge(request, found.given)
         except InvalidRequest:
             return Needs(beside, arrived=not found.missing, hopeless=True)
-        return Needs(beside, arrived=not found.missing)
+        return Needs(beside, arrived=not found.missing, model=model)
 
-    def _judge(self, request: Request, pictures: Mapping[str, Given]) -> None:
+    def _judge(self, request: Request, pictures: Mapping[str, Given]) -> str | None:
+        """The model that the job needs, if that is known. Raises InvalidRequest."""
         try:
-            resolve(request, self.config, self.catalog, "judged", pictures)
+            return resolve(request, self.config, self.catalog, "judged", pictures).model
         except InvalidRequest:
             raise
         except JobError:
-            return  # a model that is broken now may be mended before the job's turn
+            return None  # a model that is broken now may be mended before the job's turn
 
     def refuse(self, ticket: Ticket) -> bool:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
@@ -326,6 +329,7 @@ class Work:
         match event:
             case Loaded():
                 known = record.loaded(event)
+                self.loaded = event.model
                 seconds = round(event.seconds, 3)
                 fields = {"model": event.model, "seconds": seconds, "device": event.device}
                 if not known:

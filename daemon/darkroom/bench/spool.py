@@ -18,7 +18,7 @@ from typing import Any
 
 from darkroom.bench import Progress
 from darkroom.catalog import Catalog
-from darkroom.config import Config, Folders, Log
+from darkroom.config import Config, Folders, Log, Output
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
 from darkroom.executors import Executor
@@ -78,7 +78,8 @@ class Daemon:
     def __init__(
         self, root: Path, disk: Disk | None = None, *, config: Config | None = None, executor: Executor | None = None
     ) -> None:
-        config = (config or Config()).model_copy(update={"folders": Folders(root=root)})
+        config = config or Config(output=Output(page=False))
+        config = config.model_copy(update={"folders": Folders(root=root)})
         self.root = root
         self.ended: list[str] = []
         self._log = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115

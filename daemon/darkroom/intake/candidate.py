@@ -10,7 +10,10 @@ from darkroom.spool import Arrival, Fingerprint
 
 
 class Needs(NamedTuple):
-    """What a job begins with: ``pictures`` are names in the inbox, those of files that are not there yet included."""
+    """What is to be known of a job before its turn.
+
+    ``pictures`` are those that it begins with, by their names in the inbox, files that are not there yet included.
+    """
 
     pictures: tuple[str, ...]
     arrived: bool
@@ -19,6 +22,9 @@ class Needs(NamedTuple):
     """Whether the job can never be done, for whatever reason."""
     is_list: bool = False
     """Whether it is no job but a list of them, which is to be split before what arrived later has its turn."""
+    pictured: bool = True
+    """Whether it begins with pictures at all, wherever they lie."""
+    model: str | None = None
 
 
 class Is(Enum):
@@ -47,6 +53,10 @@ class Candidate:
     """The number of the last scan that saw it."""
     state: Is = Is.NEW
     retry_at: float = 0.0
+    queue: str = ""
+    """In which order it stands."""
+    model: str | None = None
+    """Which it needs, as far as is known."""
     needs: Needs | None = None
     seen: tuple[Fingerprint | None, ...] = ()
     """The pictures that it begins with, as they were when it was examined."""

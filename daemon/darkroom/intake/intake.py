@@ -10,18 +10,20 @@ folder its own is left alone for the settle time, in which its job file may come
 
 A scan goes by names and is done in slices between which the daemon works; only files that are new in the window are
 looked at. Up to ``window`` waiting files are in strict order. Of more, as many are kept as the window holds, chosen
-round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own.
+round and round; beyond it a file costs its name, once a scan. Names that begin with ``!`` have a window of their own;
+folders that take turns have a part of the window each. ``order`` says who is next.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from darkroom.intake.candidate import Candidate, Is, Needs
 from darkroom.intake.judging import Judging
+from darkroom.intake.order import URGENT
 from darkroom.intake.waiting import Waiting
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
@@ -31,13 +33,15 @@ from darkroom.spool import (
     Spool,
     is_candidate,
     is_temporary,
-    is_urgent,
     look_at,
     owner,
 )
 
 WINDOW = 20_000
 """How many waiting files are kept in order."""
+
+LEAST_SHARE = 100
+"""How many files of each folder are kept in order where folders take turns, however many folders there are."""
 
 SCAN_SHARE = 50
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
@@ -65,7 +69,7 @@ class Intake:
     """Look with ``look``, hear of hopeless files with ``refused``, take the next one with ``take``.
 
     ``judge`` is given a name and what the file holds, None for one over the size limit. It raises InvalidRequest for
-    what is no job, Unfinished for what may yet become one, and returns what the job begins with, if anything.
+    what is no job, Unfinished for what may yet become one, and returns what is to be known of the job beforehand.
     ``report`` is called once for each thing that is left in the inbox, with its name and the reason. Only ``hint`` may
     be called from another thread.
     """
@@ -90,10 +94,14 @@ class Intake:
     _complete: bool = False
     """Whether the inbox was seen as a whole: before that, nothing can be said of the order."""
 
-    _after: dict[bool, Place] = field(default_factory=lambda: {True: START, False: START})
-    """Where the last choice ended, of urgent files and of others."""
+    _after: dict[str, Place] = field(default_factory=dict)
+    """Where the last choice ended, in each queue."""
     _beyond: int = 0
     """How many files the last scan found beyond the window."""
+    _queues_beyond: frozenset[str] = frozenset()
+    """In which queues."""
+    _queues: int = 1
+    """How many queues the last scan found, that of the urgent ones aside."""
 
     unannounced: int = 0
     """How many files a scan found that had been there for a while, and no hint had led to them."""
@@ -116,6 +124,10 @@ class Intake:
         """Other times from now on."""
         self.settle_s = self._judging.settle_s = settle_s
         self.rescan_s = rescan_s
+
+    def arrange(self, *, fair: bool = False, affinity_max_wait_s: float = 0.0) -> None:
+        """In which order files are taken, those that wait already included."""
+        self._waiting.arrange(fair=fair, affinity_max_wait_s=affinity_max_wait_s)
 
     # Looking
 
@@ -201,18 +213,28 @@ class Intake:
             if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
                 yield self._leaving(candidate)
 
-    def take(self) -> Arrival | None:
-        """The next whole file in order; None if there is none now. It is looked at again if it changed."""
-        if not self._complete:
-            return None
-        for candidate in self._waiting.in_turn():
+    def take(self, loaded: str | None = None) -> Arrival | None:
+        """The next whole file in order; None if there is none now. It is looked at again if it changed.
+
+        ``loaded`` is the model that a job would not have to wait for.
+        """
+        order = self._waiting.order
+        while self._complete and (candidate := order.first()) is not None:
             if self._waiting.changed(candidate, self.clock()):
                 continue
             if self._judging.is_ready(candidate):
-                return self._leaving(candidate)
+                chosen = order.choose(candidate, loaded)
+                if chosen is not candidate and not self._can_go(chosen):
+                    chosen = candidate
+                order.took(chosen)
+                return self._leaving(chosen)
             if candidate.state is Is.LIST:
                 return None  # what comes after it comes after its jobs
+            order.drop(candidate)
         return None
+
+    def _can_go(self, candidate: Candidate) -> bool:
+        return not self._waiting.changed(candidate, self.clock()) and self._judging.is_ready(candidate)
 
     def _leaving(self, candidate: Candidate) -> Arrival:
         """The file waits no longer; its pictures go with it, if no other job that waits names them."""
@@ -266,7 +288,9 @@ class Intake:
         number = self._waiting.scans
         if self._beyond:
             self._make_room()
-        choices = {urgent: Choice(self._room(urgent), self._after[urgent]) for urgent in (True, False)}
+        order = self._waiting.order
+        known, choices = order.queues(), dict[str, Choice]()
+        kept = self._kept_by_queue()
         for count, found in enumerate(self.spool.walk()):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
                 yield
@@ -280,12 +304,21 @@ class Intake:
             if candidate is not None:
                 self._see(candidate, entry.inode(), now)
             elif is_candidate(entry):
-                choices[is_urgent(name)].offer(entry.inode(), name)
+                queue = order.queue_of(name)
+                if queue not in choices:
+                    choices[queue] = Choice(self._room(queue, kept), self._after.get(queue, START))
+                choices[queue].offer(entry.inode(), name)
             elif name not in self._reported and len(self._reported) < MOST_REPORTED:
                 self._look_at(name, now)
-        for urgent, choice in choices.items():
-            yield from self._admit(choice, urgent, now, surprising)
-        self._beyond = sum(choice.offered - len(choice.chosen()) for choice in choices.values())
+        self._queues = max(1, len({*choices, *known} - {URGENT}))
+        kept, beyond = self._kept_by_queue(), dict[str, int]()
+        for queue, choice in choices.items():
+            room = self._room(queue, kept)
+            yield from self._admit(choice.chosen()[:room], queue, now, surprising)
+            beyond[queue] = choice.offered - min(room, len(choice.chosen()))
+        self._beyond = sum(beyond.values())
+        self._queues_beyond = frozenset(queue for queue, count in beyond.items() if count)
+        self._after = {queue: place for queue, place in self._after.items() if queue in self._queues_beyond}
         self._waiting.end_scan(now - self.settle_s)
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
 
@@ -299,12 +332,11 @@ class Intake:
             self._waiting.new.append(candidate)
             self._waiting.queue(candidate)
 
-    def _admit(self, choice: Choice, urgent: bool, now: float, surprising: bool) -> Iterator[None]:
+    def _admit(self, chosen: list[Place], queue: str, now: float, surprising: bool) -> Iterator[None]:
         """Those chosen come into the window, oldest first."""
-        chosen = choice.chosen()
         if not chosen:
             return
-        self._after[urgent] = chosen[-1]
+        self._after[queue] = chosen[-1]
         arrivals: list[Arrival] = []
         for count, (_, name) in enumerate(chosen):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
@@ -342,21 +374,34 @@ class Intake:
         elif (candidate := self._waiting.files.get(name)) is not None:
             self._waiting.changed(candidate, now)
         elif not any(map(is_temporary, name.split("/"))):
-            if self._takes(is_urgent(name)):
+            if self._takes(self._waiting.order.queue_of(name)):
                 self._look_at(name, now)
             else:
                 self._hinted = True
 
-    def _takes(self, urgent: bool) -> bool:
+    def _takes(self, queue: str) -> bool:
         """Whether the window takes a file by itself, without a choice among those beyond it."""
-        if urgent:
-            return len(self._waiting.files) < 2 * self.window
-        return not self._beyond and len(self._waiting.files) < self.window
+        order = self._waiting.order
+        if queue == URGENT or order.fair:
+            return (
+                queue not in self._queues_beyond
+                and order.length(queue) < self._share(queue)
+                and len(self._waiting) < 2 * self.window
+            )
+        return not self._beyond and len(self._waiting) < self.window
 
-    def _room(self, urgent: bool) -> int:
+    def _share(self, queue: str) -> int:
+        """How many files of a queue are kept in order: each has its part of the window, urgent files have one whole."""
+        return self.window if queue == URGENT else max(min(LEAST_SHARE, self.window), self.window // self._queues)
+
+    def _kept_by_queue(self) -> Counter[str]:
+        return Counter(candidate.queue for candidate in self._waiting.files.values())
+
+    def _room(self, queue: str, kept: Counter[str]) -> int:
         """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
-        room = self.window - sum(is_urgent(name) is urgent for name in self._waiting.files)
-        return room if urgent else room + min(len(self._judging.unfinished), self.window)
+        share = self._share(queue)
+        slack = 0 if queue == URGENT else min(len(self._judging.unfinished), share)
+        return max(0, share - kept[queue] + slack)
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""

@@ -78,6 +78,9 @@ class Judging:
             candidate.state = Is.LIST
             self.hopeless.append(candidate)
             return
+        candidate.model = None if needs is None else needs.model
+        if needs is not None and not needs.pictured:
+            needs = None
         candidate.needs = needs
         if needs is not None:
             candidate.seen = self._pictures_of(needs)
@@ -90,6 +93,7 @@ class Judging:
             self._wait(candidate, Is.RESTING)
         else:
             candidate.state = Is.READY
+            self.waiting.order.looked_into(candidate)
 
     def is_ready(self, candidate: Candidate) -> bool:
         """Whether it can be taken, now that its turn has come. Examined if need be."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from darkroom.intake.beside import Beside
 from darkroom.intake.candidate import Candidate, Is
+from darkroom.intake.order import Order
 from darkroom.spool import Arrival, Oddity, fingerprint, look_at
-
-_Entry = tuple[tuple[bool, int, str], int, Candidate]
-"""Where a candidate stands in the order; the number keeps candidates from being compared."""
 
 
 class Waiting:
@@ -26,8 +23,16 @@ class Waiting:
         self.scans = 0
         """How many scans were begun: the number of the one that is on."""
         self._clock = clock
-        self._order: list[_Entry] = []
-        self._pushed = 0
+        self.arrange()
+
+    def arrange(self, *, fair: bool = False, affinity_max_wait_s: float = 0.0) -> None:
+        """In which order they have their turns, those that wait already included."""
+        self.order: Order[Candidate] = Order(
+            self.has, fair=fair, affinity_max_wait_s=affinity_max_wait_s, clock=self._clock
+        )
+        for candidate in self.files.values():
+            self.queue(candidate)
+            self.order.looked_into(candidate)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,15 +53,7 @@ class Waiting:
 
     def queue(self, candidate: Candidate) -> None:
         """Its turn will come."""
-        self._pushed += 1
-        heapq.heappush(self._order, (candidate.arrival.order, self._pushed, candidate))
-
-    def in_turn(self) -> Iterator[Candidate]:
-        """The candidates as their turn comes, each once; what is queued meanwhile too."""
-        while self._order:
-            order, _, candidate = heapq.heappop(self._order)
-            if self.has(candidate) and order == candidate.arrival.order:
-                yield candidate
+        self.order.push(candidate)
 
     def still_new(self) -> Iterator[Candidate]:
         """Those that nobody has looked into yet, each once."""
