@@ -137,11 +137,12 @@ def test_what_went_wrong_and_was_overcome_is_shown(darkroom: Darkroom) -> None:
     spool.open()
     health = Health(darkroom.root, Disk())
     health.turn("paused", "the disk is full [really]", trouble=True)
-    health.update(engine_restarts=2, untold=1)
+    health.update(engine_restarts=2, untold=1, config_error="[limits] max_widht: no such key")
     health.write(now=True)
     shown = call(darkroom, "status").stdout
     spool.close()
     assert "the disk is full [really]" in shown
+    assert "[limits] max_widht: no such key" in shown
     assert "2 engine restarts, 1 verdicts that nobody could be told" in shown
 
 

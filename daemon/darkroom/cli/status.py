@@ -176,6 +176,8 @@ def table(status: dict[str, Any]) -> RenderableType:
     rows.add_row(Text("darkroom", "bold"), Text.assemble((state, colour), (since, "dim")))
     if why:
         rows.add_row("", Text(why, "yellow"))
+    if status["running"] and daemon.get("config_error"):
+        rows.add_row("config", Text(daemon["config_error"], "yellow"))
     rows.add_row("spool", Text(status["root"]))
     rows.add_row("waiting", f"{status['waiting']:,}")
     for job in status["working"]:

@@ -31,8 +31,8 @@ HIRES_FIELDS = {"scale": "hr_scale", "strength": "denoising_strength", "steps": 
 """The same for the parts of ``hires``."""
 
 HIRES_SCALE, HIRES_STRENGTH = 2.0, 0.75
-HIRES_UPSCALERS = (None, "", "None", "Latent", "Lanczos")
-"""Those that are no model of their own."""
+HIRES_UPSCALERS = (None, "", "None", "Lanczos")
+"""What is honoured: A1111 too enlarges by Lanczos' filter where it has none of its own."""
 
 NEUTRAL_STRENGTHS = (0, 0.75, None)
 """What clients send along where there is nothing that it would change."""
@@ -96,8 +96,8 @@ def _take_hires_and_strength(fields: dict[str, Any], take: Take, errors: list[Fi
     elif enabled:
         if fields.get("hr_upscaler") not in HIRES_UPSCALERS:
             upscaler = str(fields["hr_upscaler"])[:80]
-            message = "darkroom enlarges by arithmetic, not by a model"
-            errors.append(FieldError(message, "hr_upscaler", got=upscaler, hint='write "Latent" or "None"'))
+            message = "between two passes darkroom enlarges by Lanczos' filter alone"
+            errors.append(FieldError(message, "hr_upscaler", got=upscaler, hint='write "Lanczos"'))
         hires = {
             "scale": _number(fields.get("hr_scale"), HIRES_SCALE),
             "strength": _number(strength, HIRES_STRENGTH),
