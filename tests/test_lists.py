@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.config import Limits
@@ -381,3 +382,24 @@ def test_that_a_list_is_one_is_known_without_parsing_every_job_twice(monkeypatch
     monkeypatch.setattr("darkroom.job.lists.read_json", parsed.append)
     read("x.json", b'{"prompt": "a"}', Limits())
     assert not parsed
+
+
+def test_pictures_that_entries_begin_with_lie_beside_the_list_or_in_a_folder_below_it(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"settle_s": 1})
+    darkroom.drop("made.json")
+    darkroom.run_once()
+    own = (darkroom.done / "made" / "made-1.png").read_bytes()  # it carries a recipe, and would be a job by itself
+    Image.new("RGB", (64, 64)).save(darkroom.root / "photo.png")
+    darkroom.drop("photo.png", (darkroom.root / "photo.png").read_bytes())
+    darkroom.drop("below/made.png", own)
+    jobs = [{"prompt": "a", "init_image": name} | SMALL for name in ("photo.png", "photo.png", "below/made.png")]
+    darkroom.drop("night.json", [*jobs, {"prompt": "a", "init_image": "none.png"} | SMALL])  # type: ignore[arg-type]
+    loop = darkroom.run_once()
+    assert (loop.work.done, loop.work.failed) == (3, 1)
+    for number in (1, 2, 3):
+        result = darkroom.result(f"night/000{number}")
+        assert result["job"]["init_image"] == "init_image.png"
+    assert (darkroom.done / "night" / "0003" / "init_image.png").read_bytes() == own
+    message = darkroom.error("night/0004")["message"]
+    assert message.startswith("night.json, entry 4: ")
+    assert 'the picture "none.png" is not beside the job' in message

@@ -305,9 +305,10 @@ def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
     except strict_json.JSONFault:
         return error
     prefix: strict_json.Path = ("job",) if ("job", "prompt") in document.places else ()
+    of = ""
     if is_entry(document.value):
         entry = unwrap(document)
-        document, prefix = entry.document, entry.prefix
+        document, prefix, of = entry.document, entry.prefix, named({"list": entry.source})
     faults, message = [], error.message
     for fault in error.errors:
         spellings = [fault.field, *SPELLINGS.get(fault.field, ()), *_spelled(fault.field)] if fault.field else []
@@ -315,7 +316,7 @@ def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
         found = _place(replace(fault, field=field), document, prefix) if fault.line is None else fault
         message = message.replace(str(fault), str(found))
         faults.append(found)
-    return InvalidRequest(message, errors=tuple(faults))
+    return InvalidRequest(of + message.removeprefix(of), errors=tuple(faults))
 
 
 def _spelled(field: str) -> list[str]:
