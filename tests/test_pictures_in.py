@@ -538,6 +538,21 @@ def test_nor_does_it_help_to_exchange_it_in_the_last_moment(house: Darkroom) -> 
     assert in_job_folder(house.failed / "cat")("init_image", "x.png") is None
 
 
+def test_one_that_becomes_another_kind_in_the_last_moment_is_taken_as_it_is(house: Darkroom) -> None:
+    house.drop("cat.json", {**JOB, "init_image": "x.png"})
+    house.drop("x.png", PNG)
+    other = picture(64, 128, "blue", "JPEG")
+
+    def exchange(call: Call) -> None:
+        if call.name == "rename" and call.path.name == "x.png":
+            call.path.write_bytes(other)
+
+    house.run_once(watching := Watching(house), Disk(exchange))
+    assert watching.given == [{"init_image": other}]
+    assert house.result("cat")["job"]["init_image"] == "init_image.png"
+    assert house.result("cat")["job"]["height"] == 128
+
+
 def test_a_picture_that_somebody_takes_out_of_the_job_s_folder_fails_the_job_alone(house: Darkroom) -> None:
     house.drop("a.json", {**JOB, "init_image": base64.b64encode(PNG).decode()})
     house.drop("b.json", JOB)
@@ -575,7 +590,7 @@ def test_a_picture_that_is_replaced_while_it_waits_is_taken_as_it_is_now(house: 
     house.drop("x.png", PNG)
     loop = house.loop(watching := Watching(house), once=True)
     claim = loop.spool.claim
-    other = picture(64, 128, "blue")
+    other = picture(64, 128, "blue", "JPEG")
 
     def replace_and_claim(arrival: Any) -> Any:
         (house.inbox / "x.png").write_bytes(other)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from darkroom.given import Base, Found, base_of, find, look_again
+from darkroom.given import Base, Found, base_of, find, has_pictures, look_again
 from darkroom.job import IMAGE_FIELDS, Images, Job, Request
 from darkroom.spool import DROPPED, Spool, Ticket, read
 from darkroom.spool.disk import storage_errors
@@ -15,6 +15,8 @@ from darkroom.spool.disk import storage_errors
 
 def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
     """All that are to be had. What is here already stays. Raises OSError, StorageTrouble."""
+    if not has_pictures(request) and not ticket.origin.dropped.endswith("/"):
+        return Found()
     here = {name: file for name, file in ticket.given().items() if getattr(request, name) is not None}
     base = _base(ticket, request, spool)
     found = find(request.model_copy(update=dict.fromkeys(here)), base, spool.limits)
@@ -31,7 +33,7 @@ def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
             ticket.keep_given(file, found.data[name])
     for name, file in here.items():
         _forget(found, name)
-        look_again(found, name, _copy(ticket, file, spool), spool.limits)
+        look_again(found, name, file, _copy(ticket, file, spool), spool.limits)
     ticket.clear_dropped()
     return found
 
