@@ -53,13 +53,13 @@ class Comparison:
         self._sides: list[Callable[[Job], Iterator[Event | Seconds]]] = [self._tutorial, self._pipeline, self._our]
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
-        """Our engine's events, and at the end the seconds of all sides."""
+        """What was loaded, and the seconds of all sides; no steps, since to tell them would count as our time."""
         seconds: Seconds = {}
         for side in self._sides:
             for told in side(job):
                 if isinstance(told, dict):
                     seconds |= told
-                elif isinstance(told, Loaded | Step):
+                elif isinstance(told, Loaded):
                     yield told
         self._sides.append(self._sides.pop(0))
         seconds |= self._rates(job, seconds.get("ours_step"))
