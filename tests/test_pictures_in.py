@@ -17,11 +17,14 @@ from PIL import Image
 
 from conftest import Darkroom
 from darkroom.catalog import Catalog
+from darkroom.cli.embed import in_job_folder
 from darkroom.config import Config
+from darkroom.errors import RenderFailed
 from darkroom.events import Event
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
 from darkroom.output import encode
+from darkroom.spool import Call, Disk
 from test_intake import Desk
 from test_loop import Running, until
 
@@ -218,11 +221,14 @@ def test_a_folder_of_the_same_name_is_heard_of_again_and_again(house: Darkroom) 
         time.sleep(0.3)
         for number in range(4):
             house.drop("cat/x.png", PNG)
-            house.drop("cat/more.png", PNG)
+            if number < 3:  # what the job does not use stays in its folder, which stays watched
+                house.drop("cat/more.png", PNG)
             house.drop("cat/job.json", {**JOB, "init_image": "x.png"})
             until(lambda number=number: loop.work.done > number)
-            shutil.rmtree(house.done / "cat")
+        house.drop("dog/job.json", JOB)
+        until(lambda: loop.work.done == 5)
     assert loop.work.failed == 0
+    assert not {"watch.restarted", "watch.trouble", "watch.missed"} & set(house.log.events())
 
 
 @pytest.mark.parametrize("job", ["cat.json", "cat/job.json"])
@@ -514,13 +520,76 @@ def test_a_picture_that_is_exchanged_between_check_and_claim_is_looked_at_again(
     assert not any(path.is_symlink() for path in house.failed.rglob("*"))
 
 
+def test_nor_does_it_help_to_exchange_it_in_the_last_moment(house: Darkroom) -> None:
+    """Fault 32: a link that is moved into the job's folder is not followed there."""
+    house.drop("cat.json", {**JOB, "init_image": "x.png"})
+    house.drop("x.png", PNG)
+
+    def exchange(call: Call) -> None:
+        if call.name == "rename" and call.path.name == "x.png":
+            call.path.unlink()
+            call.path.symlink_to("/etc/passwd")
+
+    house.run_once(watching := Watching(house), Disk(exchange))
+    assert watching.given == []
+    assert "is empty" in house.error("cat")["message"]
+    assert (house.failed / "cat" / "init_image.png").is_symlink()
+    assert in_job_folder(house.failed / "cat")("init_image", "x.png") is None
+
+
+def test_one_that_becomes_another_kind_in_the_last_moment_is_taken_as_it_is(house: Darkroom) -> None:
+    house.drop("cat.json", {**JOB, "init_image": "x.png"})
+    house.drop("x.png", PNG)
+    other = picture(64, 128, "blue", "JPEG")
+
+    def exchange(call: Call) -> None:
+        if call.name == "rename" and call.path.name == "x.png":
+            call.path.write_bytes(other)
+
+    house.run_once(watching := Watching(house), Disk(exchange))
+    assert watching.given == [{"init_image": other}]
+    assert house.result("cat")["job"]["init_image"] == "init_image.png"
+    assert house.result("cat")["job"]["height"] == 128
+
+
+def test_a_picture_that_somebody_takes_out_of_the_job_s_folder_fails_the_job_alone(house: Darkroom) -> None:
+    house.drop("a.json", {**JOB, "init_image": base64.b64encode(PNG).decode()})
+    house.drop("b.json", JOB)
+
+    class Taken(Watching):
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            if images.get("init_image") == b"":
+                raise RenderFailed("The picture's file is empty")
+            yield from super().run(job, skip, images)
+
+    def take(call: Call) -> None:
+        if call.name == "create" and call.path.name == "attempt.1":
+            for path in house.working.rglob("init_image.png"):
+                path.unlink()
+
+    house.run_once(Taken(house), Disk(take))
+    assert house.names("failed") == ["a"]
+    assert house.names("done") == ["b"]
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "../../../../../../../../etc/passwd", "link.png"])
+def test_retry_reads_nothing_for_a_job_but_what_lies_in_its_folder(tmp_path: Path, text: str) -> None:
+    """Fault 32."""
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "dropped" / "link.png").symlink_to("/etc/passwd")
+    (tmp_path / "dropped" / "x.png").write_bytes(PNG)
+    find = in_job_folder(tmp_path)
+    assert find("init_image", text) is None
+    assert find("init_image", "x.png") == tmp_path / "dropped" / "x.png"
+
+
 def test_a_picture_that_is_replaced_while_it_waits_is_taken_as_it_is_now(house: Darkroom) -> None:
     """Fault 12, for pictures."""
     house.drop("cat.json", {**JOB, "init_image": "x.png"})
     house.drop("x.png", PNG)
     loop = house.loop(watching := Watching(house), once=True)
     claim = loop.spool.claim
-    other = picture(64, 128, "blue")
+    other = picture(64, 128, "blue", "JPEG")
 
     def replace_and_claim(arrival: Any) -> Any:
         (house.inbox / "x.png").write_bytes(other)

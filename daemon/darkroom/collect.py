@@ -5,13 +5,18 @@ What lies in a dropped folder, or beside the job and is named by no other, moves
 
 from __future__ import annotations
 
-from darkroom.given import Base, Found, base_of, find, look_again
+import errno
+
+from darkroom.given import Base, Found, base_of, find, has_pictures, look_again
 from darkroom.job import IMAGE_FIELDS, Images, Job, Request
 from darkroom.spool import DROPPED, Spool, Ticket, read
+from darkroom.spool.disk import storage_errors
 
 
 def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
     """All that are to be had. What is here already stays. Raises OSError, StorageTrouble."""
+    if not has_pictures(request) and not ticket.origin.dropped.endswith("/"):
+        return Found()
     here = {name: file for name, file in ticket.given().items() if getattr(request, name) is not None}
     base = _base(ticket, request, spool)
     found = find(request.model_copy(update=dict.fromkeys(here)), base, spool.limits)
@@ -28,7 +33,7 @@ def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
             ticket.keep_given(file, found.data[name])
     for name, file in here.items():
         _forget(found, name)
-        look_again(found, name, read(ticket.at(file), spool.limits.max_picture_bytes), spool.limits)
+        look_again(found, name, file, _copy(ticket, file, spool), spool.limits)
     ticket.clear_dropped()
     return found
 
@@ -36,7 +41,22 @@ def collect(ticket: Ticket, request: Request, spool: Spool) -> Found:
 def images_of(ticket: Ticket, job: Job, spool: Spool) -> Images:
     """The bytes of the pictures that the job begins with. Raises OSError."""
     files = {name: getattr(job, name) for name in IMAGE_FIELDS if getattr(job, name) is not None}
-    return {name: read(ticket.at(file), spool.limits.max_picture_bytes) or b"" for name, file in files.items()}
+    return {name: _copy(ticket, file, spool) or b"" for name, file in files.items()}
+
+
+def _copy(ticket: Ticket, file: str, spool: Spool) -> bytes | None:
+    """What a picture in the job's folder holds; None where it is too large, nothing where it is no file any more.
+
+    Raises OSError, StorageTrouble where the disk is at fault.
+    """
+    path = ticket.at(file)
+    try:
+        with storage_errors(path, "read"):
+            return read(path, spool.limits.max_picture_bytes)
+    except OSError as error:
+        if error.errno in (None, errno.ELOOP, errno.ENOENT, errno.ENXIO):
+            return b""
+        raise
 
 
 def _base(ticket: Ticket, request: Request, spool: Spool) -> Base:

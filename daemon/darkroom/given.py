@@ -105,13 +105,14 @@ def find(request: Request, base: Base | None, limits: Limits) -> Found:
     return found
 
 
-def look_again(found: Found, name: str, data: bytes | None, limits: Limits) -> None:
-    """Put into ``found`` what is in the job's folder already, or was brought there."""
+def look_again(found: Found, name: str, file: str, data: bytes | None, limits: Limits) -> None:
+    """Put into ``found`` what is in the job's folder already as ``file``, or was brought there."""
     found.data[name] = data or b""
     with _told(found, name, name):
         if data is None:
             raise _too_large(limits.max_picture_bytes + 1, limits)
         _measure(name, found, limits)
+        found.given[name] = found.given[name]._replace(file=file)  # its suffix may tell of what it was before
 
 
 @contextmanager

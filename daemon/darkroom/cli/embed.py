@@ -32,12 +32,14 @@ def beside(folder: Path) -> Find:
 def in_job_folder(folder: Path) -> Find:
     """Of a published job: the copies that it had, by their field; or what is left of the folder that was dropped."""
 
+    dropped = folder / DROPPED
+
     def find(field: str, text: str) -> Path | None:
-        copies = sorted(folder.glob(f"{field}.*"))
-        if copies:
-            return copies[0]
-        path = folder / DROPPED / text
-        return path if ".." not in path.parts and path.is_file() and not path.is_symlink() else None
+        for path in (*sorted(folder.glob(f"{field}.*")), dropped / text):
+            # A job is not trusted: nothing outside its folder is read for it, nor through a link.
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink():
+                return path
+        return None
 
     return find
 
