@@ -155,7 +155,7 @@ def test_template_choice_and_seed_are_on_record_and_the_result_repeats_exactly(
 
 def test_the_template_is_in_the_infotext_as_a1111_s_extension_writes_it() -> None:
     chosen = job("{a|b}, c", dynamic=True, negative_prompt="{d|e}")
-    text = infotext(chosen, seed=1, width=64, height=64)
+    text = infotext(chosen, seed=1)
     assert ', Template: "{a|b}, c", Negative Template: {d|e}, ' in text
     assert read_infotext(text)["prompt"] == chosen.prompt
 
