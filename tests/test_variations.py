@@ -15,9 +15,10 @@ from PIL import Image
 import darkroom as package
 from conftest import Darkroom
 from darkroom.catalog import Catalog
+from darkroom.cells import run_cell
 from darkroom.config import Config
 from darkroom.errors import EngineDied, InvalidRequest
-from darkroom.events import Event, Fallback, Loaded, Picture, Step
+from darkroom.events import Event, Fallback, Loaded, Picture, Preview, Step
 from darkroom.executors import FakeExecutor, LocalExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve, running_order
 from darkroom.output import grid, job_in, recipe
@@ -390,3 +391,16 @@ def test_words_that_no_font_has_and_pictures_that_are_none_leave_a_grid_all_the_
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no")
     assert grid({"prompt": ["日本語 🐈 " * 50, "a" * 500]}, [*coloured(tmp_path, 1), broken])
+
+
+def test_what_is_said_of_a_picture_is_said_by_its_number_in_the_whole_job() -> None:
+    class Showing(FakeExecutor):
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            yield Preview(1, 1, b"JPEG")
+            yield from super().run(job, skip, images)
+
+    cells = job(count=2, matrix={"guidance_scale": [1, 2, 3]})
+    events = list(run_cell(Showing(Config()), cells, 2, frozenset()))
+    assert [event.first for event in events if isinstance(event, Preview)] == [5]
+    assert [event.index for event in events if isinstance(event, Picture)] == [4, 5]
+    assert {event.first for event in events if isinstance(event, Step)} == {4, 5}

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 
-from darkroom.events import Event, Picture, Step
+from darkroom.events import Event, Picture, Preview, Step
 from darkroom.executors import Executor
 from darkroom.job import NO_IMAGES, Images, Job
 
@@ -24,7 +24,7 @@ def run_cell(
             match event:
                 case Picture():
                     yield replace(event, index=first + event.index)
-                case Step():
+                case Step() | Preview():
                     yield replace(event, first=first + event.first)
                 case _:
                     yield event
