@@ -41,7 +41,7 @@ WRITERS = {
     "bench/publish.py": "the same",
     "bench/spool.py": "the same, with the bare calls that the spool is measured against",
     "bench/start.py": "the same",
-    "cli/bench.py": "those folders",
+    "cli/bench.py": "those folders, and the picture of the figures",
     "engine/architectures.py": "models of random weights in them",
 }
 
@@ -51,6 +51,8 @@ ALLOWED = {
         "os.open",
     ): "the lock's own descriptor, made by whoever comes first; the disk module writes to it",
     ("intake/wake.py", "os.write"): "a pipe, not a file",
+    ("bench/publish.py", "save"): "a picture encoded into memory",
+    ("engine/benchmark.py", "save"): "the same",
     ("engine/cache.py", "mkdir"): "the cache of measurements of this machine, in the user's cache folder",
     ("engine/cache.py", "tempfile.NamedTemporaryFile"): "the same",
     ("engine/cache.py", "replace"): "the same",

@@ -43,7 +43,8 @@ class Entry:
     """Links of the first of them, relative to ``link``."""
     more: int
     """How many pictures there are besides those."""
-    sheet: bool
+    sheet: str
+    """The file that shows all of them; empty where there is none."""
     thumb: bool
 
     def line(self) -> str:
@@ -85,9 +86,16 @@ def read_entry(n: int, folder: Path, base: Path, prefix: str, *, failed: bool) -
         why=": ".join(filter(None, (_text(error.get("reason")), _text(error.get("message"))))),
         pictures=tuple(quote(str(picture["file"])) for picture in pictures[:MOST_PICTURES]),
         more=max(0, len(pictures) - MOST_PICTURES),
-        sheet=(folder / "contact-sheet.jpg").exists(),
+        sheet=_sheet(folder, result),
         thumb=False,
     )
+
+
+def _sheet(folder: Path, result: Mapping[str, Any]) -> str:
+    grid = result.get("grid")
+    if _is_leaf(grid):
+        return quote(str(grid))
+    return "contact-sheet.jpg" if (folder / "contact-sheet.jpg").exists() else ""
 
 
 def first_picture(entry: Entry, folder: Path, most_bytes: int) -> bytes | None:
