@@ -68,7 +68,6 @@ ALLOWED = {
     ("output/sheet.py", "save"): "the same",
     ("output/thumbnail.py", "save"): "the same",
     ("engine/preview.py", "save"): "the same",
-    ("engine/benchmark.py", "save"): "the same",
     ("check.py", "shutil.which"): "looks, and changes nothing",
     ("cli/run.py", "save"): "the contact sheet, where the user asked for it",
 }
