@@ -72,6 +72,7 @@ LAYERS = [
         "pace",
         "sheets",
         "cells",
+        "reading",
         "record",
         "work",
         "audience",

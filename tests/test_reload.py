@@ -82,7 +82,7 @@ def test_new_limits_and_models_count_from_the_next_job_on(darkroom: Darkroom, fi
         darkroom.drop("wider.json", width=512)
         until((darkroom.failed / "wider").exists)
         assert "at most 256" in darkroom.error("wider")["message"]
-        assert "mine" in str(loop.work.catalog.names())
+        assert "mine" in str(loop.work.reader.catalog.names())
 
 
 def test_a_configuration_with_a_fault_is_refused_and_the_old_one_stays(darkroom: Darkroom, file: File) -> None:

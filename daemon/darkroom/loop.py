@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from darkroom.audience import Audience
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
 from darkroom.exporter import Exporter
 from darkroom.health import Health
 from darkroom.health import State as HealthState
-from darkroom.intake import Guard, Intake, Waker
-from darkroom.job import read_presets
+from darkroom.intake import Guard, Intake, Needs, Waker
 from darkroom.metrics import Metrics
 from darkroom.page import Page
+from darkroom.reading import Reader
 from darkroom.reload import needs_another_engine, settled
 from darkroom.retention import Housekeeping
 from darkroom.spool import Arrival, Spool, Ticket, Verdict
@@ -83,7 +82,7 @@ class Loop:
         self.audience = Audience(viewers)
         self.work = Work(
             config=self.config,
-            catalog=Catalog(self.config.models),
+            reader=Reader(self.config, self.spool.inbox),
             spool=self.spool,
             executor=self.executor,
             health=self.health,
@@ -94,7 +93,12 @@ class Loop:
             clock=self.clock,
         )
         self.intake = Intake(
-            self.spool, judge=self.work.judge, report=self._report_left, settle_s=0.0, rescan_s=0.0, clock=self.clock
+            self.spool,
+            judge=self._judge,
+            report=self._report_left,
+            settle_s=0.0,
+            rescan_s=0.0,
+            clock=self.clock,
         )
         self._configure(self.config)
         self._claimed: deque[Ticket] = deque()
@@ -108,10 +112,8 @@ class Loop:
 
     def _configure(self, config: Config) -> None:
         """What may change while the daemon runs, but for the engine."""
-        self.work.presets = read_presets(config)
+        self.work.reader = Reader(config, self.spool.inbox)
         self.config = self.work.config = config
-        self.work.catalog = Catalog(config.models)
-        self.work.known = None
         self.spool.limits = config.limits
         times = config.intake
         if self.guard.local:
@@ -161,7 +163,7 @@ class Loop:
 
     def _make_hot_folders(self) -> None:
         with suppress(Stopped):
-            self._insist(lambda: self.spool.make_hot_folders(self.work.presets))
+            self._insist(lambda: self.spool.make_hot_folders(self.work.reader.presets))
 
     def main_loop(self) -> None:
         """Tick, take, work; sleep where there is nothing to take."""
@@ -322,6 +324,9 @@ class Loop:
         except OSError as error:
             self._report_left(arrival.name, f"it cannot be moved out of the inbox: {error.strerror}")
             return None
+
+    def _judge(self, name: str, data: bytes | None) -> Needs:
+        return self.work.reader.judge(name, data)
 
     def _refuse(self, arrival: Arrival) -> None:
         """Claim a file that can never be a job, and say why; or a list, and begin to split it. Neither waits."""

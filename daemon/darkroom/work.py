@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from darkroom import dropped, strict_json
-from darkroom.catalog import Catalog
+from darkroom import strict_json
 from darkroom.cells import run_cell
 from darkroom.collect import collect, images_of
 from darkroom.config import Config
@@ -28,36 +27,27 @@ from darkroom.errors import (
     RenderFailed,
     Stopped,
     StorageTrouble,
-    Unfinished,
     first_line,
 )
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
-from darkroom.given import base_of, find, has_pictures
 from darkroom.health import Health, Recent
-from darkroom.intake import Needs
 from darkroom.job import (
-    NO_PICTURES,
-    Given,
     Job,
     JobList,
     Request,
-    goes_by_lines,
     is_entry_file,
     placed,
-    read_presets,
-    resolve,
     running_order,
 )
 from darkroom.page import Page
+from darkroom.reading import Reader
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
 from darkroom.spool import Spool, State, Ticket, Verdict
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
-MOST_KNOWN = 1 << 20
-"""A job file with more bytes, pictures among them, is read twice rather than kept."""
 
 MAX_INTERRUPTED = 100
 """A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
@@ -91,7 +81,7 @@ class Work:
     """Does jobs. ``look_around`` is called between events, a few dozen times a second at most; it raises Stopped."""
 
     config: Config
-    catalog: Catalog
+    reader: Reader
     spool: Spool
     executor: Executor
     health: Health
@@ -104,8 +94,6 @@ class Work:
     done: int = 0
     failed: int = 0
     looked_around_at: float = float("-inf")
-    known: tuple[str, bytes | None, Request | JobList] | None = None
-    """What was read last: a file that is judged when its turn comes is claimed next."""
     loaded: str | None = None
     """The model that the engine last worked with."""
     heard_at: float | None = None
@@ -114,41 +102,6 @@ class Work:
     def silent_s(self) -> float:
         """For how long the engine has said nothing of the job that runs; 0 while none does."""
         return 0.0 if self.heard_at is None else self.clock() - self.heard_at
-
-    def __post_init__(self) -> None:
-        self.presets = read_presets(self.config)
-
-    def judge(self, name: str, data: bytes | None) -> Needs | None:
-        """Whether a file can be a job here, and what it needs; no data is a file over the limit.
-
-        Or it is a list, whose jobs are to stand in the order themselves. Raises InvalidRequest.
-        """
-        if data is not None and goes_by_lines(name):
-            raise Unfinished("Nothing tells the end of this list: it is taken when it has not grown for a while")
-        request = self._read(name, data)
-        if isinstance(request, JobList):
-            return Needs((), arrived=True, is_list=True)
-        if not has_pictures(request):
-            model = self._judge(request, NO_PICTURES)
-            return Needs((), arrived=True, pictured=False, model=model)
-        base = base_of(name, request, self.spool.inbox)
-        found = find(request, base, self.config.limits)
-        beside = tuple(f"{base.folder}/{path}" if base.folder else path for path in found.beside.values())
-        try:
-            found.refuse(missing=False)
-            model = self._judge(request, found.given)
-        except InvalidRequest:
-            return Needs(beside, arrived=not found.missing, hopeless=True)
-        return Needs(beside, arrived=not found.missing, model=model)
-
-    def _judge(self, request: Request, pictures: Mapping[str, Given]) -> str | None:
-        """The model that the job needs, if that is known. Raises InvalidRequest."""
-        try:
-            return resolve(request, self.config, self.catalog, "judged", pictures).model
-        except InvalidRequest:
-            raise
-        except JobError:
-            return None  # a model that is broken now may be mended before the job's turn
 
     def refuse(self, ticket: Ticket) -> bool:
         """File a job that can never be done. Returns False, and does nothing, where it can be done after all."""
@@ -204,18 +157,9 @@ class Work:
             error = RenderFailed(message, trace=traceback.format_exc())
         self._publish(record, error)
 
-    def _read(self, name: str, data: bytes | None) -> Request | JobList:
-        if self.known is None or self.known[:2] != (name, data):
-            self.known = None
-            request = dropped.read(name, data, self.config.limits, self.presets)
-            if data is not None and len(data) > MOST_KNOWN:
-                return request
-            self.known = (name, data, request)
-        return self.known[2]
-
     def _request(self, record: Record) -> Request | JobList:
         """What was asked for. Raises InvalidRequest."""
-        return self._read(record.ticket.origin.dropped, record.request)
+        return self.reader.read(record.ticket.origin.dropped, record.request)
 
     def _split(self, record: Record, found: JobList) -> Iterator[None]:
         ticket, entries = record.ticket, found.entries
@@ -252,7 +196,7 @@ class Work:
             assert isinstance(request, Request)
             found = collect(ticket, request, self.spool)
             found.refuse()
-            job = resolve(request, self.config, self.catalog, ticket.id, found.given)
+            job = self.reader.resolve(request, ticket.id, found.given)
         except InvalidRequest as error:
             raise placed(error, record.request or b"") from None
         record.state = State(job=job, started_at=record.started_at)
@@ -433,7 +377,7 @@ class Work:
     def _tidy(self, record: Record) -> None:
         """The folder of a list goes with the last of its entries."""
         folder = record.ticket.origin.dropped.rpartition("/")[0]
-        if folder and folder not in self.presets and is_entry_file(record.request or b""):
+        if folder and folder not in self.reader.presets and is_entry_file(record.request or b""):
             self.spool.tidy(folder)
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
