@@ -48,7 +48,7 @@ def limit(room):
     resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
 
 def brief(events):
-    made = [event for event in events if hasattr(event, "data")]
+    made = [event for event in events if hasattr(event, "data") and hasattr(event, "index")]
     return {"rungs": [event.rung for event in fallbacks(events)], "because": [e.because for e in fallbacks(events)],
             "lossless": [event.lossless for event in fallbacks(events)], "sizes": [[e.width, e.height] for e in made],
             "memory": [[event.memory_before, event.memory_after] for event in fallbacks(events)]}

@@ -51,7 +51,6 @@ ALLOWED = {
         "os.open",
     ): "the lock's own descriptor, made by whoever comes first; the disk module writes to it",
     ("intake/wake.py", "os.write"): "a pipe, not a file",
-    ("bench/publish.py", "save"): "a picture encoded into memory",
     ("engine/benchmark.py", "save"): "the same",
     ("engine/cache.py", "mkdir"): "the cache of measurements of this machine, in the user's cache folder",
     ("engine/cache.py", "tempfile.NamedTemporaryFile"): "the same",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import Darkroom
 from darkroom.catalog import BUNDLED
 from darkroom.config import load
-from darkroom.intake import Intake
+from darkroom.intake import Intake, Needs
 from darkroom.intake.order import MOST_FOLDERS, URGENT, Order
 from darkroom.spool import Arrival, Fingerprint, is_urgent
 
@@ -224,7 +224,7 @@ def intake(
     spool.open()
     made = Intake(
         spool,
-        judge=lambda name, data: (models or {}).get(name[0]),
+        judge=lambda name, data: Needs((), arrived=True, pictured=False, model=(models or {}).get(name[0])),
         report=lambda name, why: None,
         settle_s=10,
         rescan_s=0.05,

@@ -214,7 +214,8 @@ class Loop:
                 self.guard.unreadable(error)
             if self.intake.unannounced:
                 self._watch_anew()
-        if (self.intake.has_news or self._lists) and not self._in_trouble() and not self.spool.paused():
+        news = self.intake.has_news or self._lists
+        if news and self._recovered and not self._in_trouble() and not self.spool.paused():
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
                     self._refuse(arrival)

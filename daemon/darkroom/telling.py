@@ -28,7 +28,7 @@ from darkroom.errors import first_line
 from darkroom.events import Event
 from darkroom.health import Health
 from darkroom.job import Job
-from darkroom.spool import Ticket, Verdict
+from darkroom.spool import Ticket, Verdict, as_json
 
 MOST_WAITING = 1000
 """So many verdicts wait to be told at most; of more, only the log hears."""
@@ -60,9 +60,7 @@ class Notice:
 
     def body(self) -> bytes:
         """What is told: where the results are, and what result.json and error.json there say."""
-        result = self.verdict.result.model_dump(mode="json")
-        if result["original_name_base64"] is None:
-            del result["original_name_base64"]
+        result = json.loads(as_json(self.verdict.result))
         group = result["name"].rpartition("/")[0]
         result["name"] = f"{group}/{self.path.name}" if group else self.path.name
         error = self.verdict.error.model_dump(mode="json") if self.verdict.error is not None else None

@@ -23,7 +23,7 @@ def init(folder: Path) -> None:
         for parent in (*reversed(file.parent.parents), file.parent):
             if not parent.is_dir():
                 disk.mkdir(parent)
-        disk.replace(file, shipped_config())
+        disk.replace(file, shipped_config())  # kept: a person goes on to edit it
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write {file}: {error}") from None
     config = load(file)

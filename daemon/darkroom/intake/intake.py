@@ -224,7 +224,9 @@ class Intake:
                 continue
             if self._judging.is_ready(candidate):
                 chosen = order.choose(candidate, loaded)
-                if chosen is not candidate and not self._can_go(chosen):
+                if chosen is not candidate and self._waiting.changed(chosen, self.clock()):
+                    continue
+                if not self._judging.is_ready(chosen):
                     chosen = candidate
                 order.took(chosen)
                 return self._leaving(chosen)
@@ -232,9 +234,6 @@ class Intake:
                 return None  # what comes after it comes after its jobs
             order.drop(candidate)
         return None
-
-    def _can_go(self, candidate: Candidate) -> bool:
-        return not self._waiting.changed(candidate, self.clock()) and self._judging.is_ready(candidate)
 
     def _leaving(self, candidate: Candidate) -> Arrival:
         """The file waits no longer; its pictures go with it, if no other job that waits names them."""

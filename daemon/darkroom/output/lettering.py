@@ -13,8 +13,9 @@ _ELLIPSIS = "…"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+@lru_cache(maxsize=16)
 def font(size: int) -> Font:
-    """Pillow's own, at a size in pixels."""
+    """Pillow's own, at a size in pixels. One for all sheets: what is known of its glyphs would keep each alive."""
     return ImageFont.load_default(size)
 
 

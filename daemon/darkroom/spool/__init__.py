@@ -30,7 +30,7 @@ from darkroom.spool.names import (
 )
 from darkroom.spool.results import results
 from darkroom.spool.split import OF_LIST
-from darkroom.spool.spool import PAUSE, Spool, Verdict, request_in
+from darkroom.spool.spool import PAUSE, Spool, Verdict, as_json, request_in
 from darkroom.spool.ticket import State, Ticket
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "State",
     "Ticket",
     "Verdict",
+    "as_json",
     "fingerprint",
     "holder",
     "is_candidate",

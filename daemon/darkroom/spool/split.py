@@ -12,6 +12,7 @@ After a crash: without ``list.json`` they are written anew; with it, they are in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -46,7 +47,7 @@ def split(
     Raises StorageTrouble. Begun again it goes on where it was.
     """
     made = ticket.at(ENTRIES)
-    plan = _planned(ticket)
+    plan = _planned(ticket.place)
     if plan is None:
         count = 0
         if os.path.isdir(made):
@@ -72,9 +73,20 @@ def split(
     return plan
 
 
-def _planned(ticket: Ticket) -> Plan | None:
+def settle(folder: str, inbox: Path, disk: Disk) -> None:
+    """Where the entries of the list in ``folder`` appeared, they are there to stay, before any of them is taken.
+
+    An earlier daemon may not have lived to see to that. Raises StorageTrouble.
+    """
+    plan = _planned(folder)
+    if plan is not None and not os.path.isdir(f"{folder}/{ENTRIES}"):
+        with contextlib.suppress(FileNotFoundError):  # somebody took the folder away
+            disk.sync_folder(f"{inbox}/{plan.folder}".rpartition("/")[0])  # kept: for a daemon that was killed before its own
+
+
+def _planned(folder: str) -> Plan | None:
     try:
-        return Plan(**json.loads(Path(ticket.at(PLAN)).read_bytes()))
+        return Plan(**json.loads(Path(f"{folder}/{PLAN}").read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

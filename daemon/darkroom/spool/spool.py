@@ -31,7 +31,7 @@ from darkroom.spool.names import (
     published_name,
     request_name,
 )
-from darkroom.spool.split import Plan, split
+from darkroom.spool.split import Plan, settle, split
 from darkroom.spool.ticket import (
     ATTEMPT,
     CANCEL,
@@ -319,6 +319,7 @@ class Spool:
             if verdict is not None:
                 published(self._retire(str(folder), verdict), verdict)
                 continue
+            settle(str(folder), self.inbox, self.disk)
             ticket = Ticket.load(folder, self.disk)
             yield ticket or self._adopt(folder)
 
@@ -403,9 +404,9 @@ class Spool:
         if verdict.retry is not None:
             self.disk.replace(f"{folder}/{RETRY}", verdict.retry)
         if verdict.error is not None:
-            self.disk.replace(f"{folder}/{ERROR}", _pretty(verdict.error))
+            self.disk.replace(f"{folder}/{ERROR}", as_json(verdict.error))
         result = verdict.result if name == verdict.result.name else verdict.result.model_copy(update={"name": name})
-        self.disk.replace(f"{folder}/{RESULT}", _pretty(result))
+        self.disk.replace(f"{folder}/{RESULT}", as_json(result))
         for file in os.listdir(folder):
             if file in _PRIVATE or file.startswith((ATTEMPT, ".")):
                 self.disk.unlink(f"{folder}/{file}")
@@ -429,7 +430,8 @@ _RARE = ("original_name_base64", "grid", "entries", "source")
 """Fields of a result that are left out where there is nothing to say."""
 
 
-def _pretty(model: Result | ErrorReport) -> bytes:
+def as_json(model: Result | ErrorReport) -> bytes:
+    """What result.json or error.json says."""
     exclude: dict[str, Any] = {field: True for field in _RARE if not getattr(model, field, None)}
     if isinstance(model, Result) and all(picture.cell is None for picture in model.pictures):
         exclude["pictures"] = {"__all__": {"cell"}}
