@@ -81,7 +81,8 @@ def settle(folder: str, inbox: Path, disk: Disk) -> None:
     plan = _planned(folder)
     if plan is not None and not os.path.isdir(f"{folder}/{ENTRIES}"):
         with contextlib.suppress(FileNotFoundError):  # somebody took the folder away
-            disk.sync_folder(f"{inbox}/{plan.folder}".rpartition("/")[0])  # kept: for a daemon that was killed before its own
+            # kept: for a daemon that was killed before its own
+            disk.sync_folder(f"{inbox}/{plan.folder}".rpartition("/")[0])
 
 
 def _planned(folder: str) -> Plan | None:
