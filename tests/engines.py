@@ -111,6 +111,36 @@ class Idle(FakeEngine):
         (self.config.engine.cache_dir / "closed").touch()
 
 
+class Preparing(Idle):
+    """Gets ready for as long as it may, and leaves a word of it at its begin and at its end."""
+
+    def prepare(self, stopping: Callable[[], bool]) -> None:
+        self._say("begun")
+        while not stopping():
+            time.sleep(0.01)
+        self._say("ended")
+
+    def _say(self, word: str) -> None:
+        assert self.config.engine.cache_dir is not None
+        with (self.config.engine.cache_dir / "prepared").open("a") as file:
+            file.write(f"{word}\n")
+
+
+class Prepared(Preparing):
+    """Is ready at once."""
+
+    def prepare(self, stopping: Callable[[], bool]) -> None:
+        self._say("ready")
+
+
+class Unprepared(Preparing):
+    """Cannot get ready."""
+
+    def prepare(self, stopping: Callable[[], bool]) -> None:
+        self._say("begun")
+        raise MemoryError("no room")
+
+
 class SteppingDown(FakeEngine):
     """Steps down at once, then takes its time."""
 

@@ -64,6 +64,14 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
     return gone(pid)
 
 
+def wait_for(file: Path, text: str = "", seconds: float = 10.0) -> bool:
+    """Whether it comes to be there and to have that in it."""
+    end = time.monotonic() + seconds
+    while not (file.exists() and text in file.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return file.exists() and text in file.read_text()
+
+
 def test_events_come_through_in_order_and_the_child_is_kept(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
     executor = executor_of(darkroom, "Fast", started)
     events = spoken(executor.run(job_of(darkroom, count=2)))
@@ -203,10 +211,7 @@ def test_an_engine_that_idles_gives_its_memory_back_and_can_be_used_again(
     executor = executor_of(darkroom, "Idle", started, idle_unload_s=0.2, cache_dir=tmp_path)
     spoken(executor.run(job_of(darkroom)))
     pid = executor.pid
-    end = time.monotonic() + 5
-    while not (tmp_path / "closed").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert (tmp_path / "closed").exists()
+    assert wait_for(tmp_path / "closed")
     assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
     assert executor.pid == pid
 
@@ -218,6 +223,54 @@ def test_with_idle_unload_at_zero_it_keeps_its_memory(
     spoken(executor.run(job_of(darkroom)))
     time.sleep(0.5)
     assert not (tmp_path / "closed").exists()
+
+
+def test_an_engine_that_is_to_get_ready_does_so_until_a_job_comes(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Preparing", started, preload=True, cache_dir=tmp_path)
+    executor.start()
+    assert wait_for(tmp_path / "prepared", "begun")
+    for _ in range(2):
+        assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    assert (tmp_path / "prepared").read_text() == "begun\nended\n"
+    assert not (tmp_path / "closed").exists()
+
+
+@pytest.mark.parametrize(("preload", "started_before"), [(False, True), (True, False)])
+def test_nothing_is_got_ready_unasked_or_while_a_job_waits(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path, preload: bool, started_before: bool
+) -> None:
+    executor = executor_of(darkroom, "Prepared", started, preload=preload, cache_dir=tmp_path)
+    if started_before:
+        executor.start()
+        time.sleep(1)
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_an_engine_that_cannot_get_ready_gives_back_what_it_has_and_serves(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Unprepared", started, preload=True, cache_dir=tmp_path)
+    executor.start()
+    pid = executor.pid
+    assert wait_for(tmp_path / "closed")
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    assert executor.pid == pid
+    assert (tmp_path / "prepared").read_text() == "begun\n"
+
+
+def test_what_left_memory_for_want_of_jobs_is_not_got_ready_again(
+    darkroom: Darkroom, started: list[LocalExecutor], tmp_path: Path
+) -> None:
+    executor = executor_of(darkroom, "Prepared", started, preload=True, idle_unload_s=0.2, cache_dir=tmp_path)
+    executor.start()
+    assert wait_for(tmp_path / "closed")
+    assert isinstance(spoken(executor.run(job_of(darkroom)))[-1], Finished)
+    (tmp_path / "closed").unlink()
+    assert wait_for(tmp_path / "closed")
+    assert (tmp_path / "prepared").read_text() == "ready\n"
 
 
 def test_an_engine_that_did_its_share_of_jobs_is_replaced_between_two(

@@ -52,6 +52,7 @@ LAYERS = [
         "engine.imports",
         "engine.architectures",
         "engine.lora",
+        "engine.readings",
         "engine.pipeline",
         "engine.safety",
         "engine.prompt",

@@ -153,6 +153,7 @@ class EngineSettings(_Section):
     on_oom: OnOom = "degrade"
     stall_s: float = Field(600, gt=0)
     stop_s: float = Field(5, gt=0, le=600)
+    preload: bool = False
     idle_unload_s: float = Field(600, ge=0)
     recycle_after_jobs: int = Field(1000, ge=0)
     recycle_above_bytes: int = Field(0, ge=0)

@@ -111,7 +111,8 @@ def random_model(config: Config, architecture: str, folder: Path) -> Iterator[Co
 @contextmanager
 def _engine(config: Config, name: str) -> Iterator[LocalExecutor]:
     """The engine of that name in a child, which may be silent for as long as it likes."""
-    settings = config.engine.model_copy(update={"stall_s": 1e6, "idle_unload_s": 0, "recycle_after_jobs": 0})
+    changes = {"stall_s": 1e6, "preload": False, "idle_unload_s": 0, "recycle_after_jobs": 0}
+    settings = config.engine.model_copy(update=changes)
     executor = LocalExecutor(config.model_copy(update={"engine": settings}), f"darkroom.engine.benchmark:{name}")
     try:
         yield executor

@@ -73,6 +73,7 @@ class Comparison:
 
     def _our(self, job: Job) -> Iterator[Event | Seconds]:
         beats: list[float] = []
+        self._ours.forget_texts()  # the others read the prompt each time
         begin = self.clock()
         for event in self._ours.render(job, frozenset(), lambda: False):
             match event:

@@ -15,7 +15,7 @@ import torch
 
 from darkroom.engine.memory import TILE, Vae
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.prompt import Conditioning
+from darkroom.engine.readings import Conditioning
 from darkroom.engine.samplers import advance
 from darkroom.errors import RenderFailed
 from darkroom.job import Job

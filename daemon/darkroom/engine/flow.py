@@ -16,7 +16,8 @@ import torch
 
 from darkroom.engine.memory import Need
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.prompt import Conditioning, Embeddings, edited
+from darkroom.engine.prompt import edited
+from darkroom.engine.readings import Conditioning, Embeddings
 from darkroom.events import Warned
 from darkroom.families import Flow
 from darkroom.job import Job

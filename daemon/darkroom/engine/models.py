@@ -59,6 +59,11 @@ class Models:
         for key in [key for key, other in self._open.items() if other is not pipeline]:
             del self._open[key]
 
+    def forget_texts(self) -> None:
+        """Of all of them: the next job's are read anew."""
+        for pipeline in self._open.values():
+            pipeline.readings.clear()
+
     def clear(self) -> None:
         """Let go of all of them."""
         self._open.clear()

@@ -18,6 +18,7 @@ from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.lora import Adapters
 from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.readings import Readings
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -51,6 +52,8 @@ class Pipeline:
     """Parts that are their files, mapped into memory: stored in the very format that is computed with."""
     adapters: Adapters | None = None
     """The LoRAs of the job at work. ``sizes`` counts them."""
+    readings: Readings = field(default_factory=Readings)
+    """What its text encoders, without any LoRA, made of texts."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
     _streamed: set[str] = field(default_factory=set)
@@ -150,12 +153,17 @@ class Pipeline:
         for name in self.sizes:
             self.sizes[name] += self._adapters_size(name) - before[name]
 
+    @property
+    def adapts_texts(self) -> bool:
+        """Whether a LoRA of the job at work changes what the text encoders make of a text."""
+        return any(self._adapters_size(name) for name in self.text_encoder_names)
+
     def _adapters_size(self, name: str) -> int:
         return 0 if self.adapters is None else self.adapters.sizes.get(name, 0)
 
-    def load(self) -> None:
-        """All parts into memory, so that a damaged one is known before the work begins."""
-        for name in self.loaders:
+    def load(self, *names: str) -> None:
+        """These parts, or all, into memory, so that a damaged one is known before the work begins."""
+        for name in names or tuple(self.loaders):
             self.part(name)
 
     def let_go(self, *names: str) -> None:
@@ -180,14 +188,16 @@ class Pipeline:
                 self._bring(name, plan)
             yield
         finally:
-            leaving = [
-                name
-                for name in names
-                if plan.weights != "resident" or (plan.texts == "dropped" and name in TEXT_ENCODERS)
-            ]
-            if leaving:
-                self.let_go(*leaving)
-                free_memory(self.device)
+            self.make_room(plan, *names)
+
+    def make_room(self, plan: MemoryPlan, *names: str) -> None:
+        """Those of these parts that the plan keeps on the device only while they are at work leave it."""
+        leaving = [
+            name for name in names if plan.weights != "resident" or (plan.texts == "dropped" and name in TEXT_ENCODERS)
+        ]
+        if leaving:
+            self.let_go(*leaving)
+            free_memory(self.device)
 
     def _bring(self, name: str, plan: MemoryPlan) -> None:
         """A part to the device, or only its layers one by one."""

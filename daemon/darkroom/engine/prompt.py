@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.readings import Conditioning, Embeddings, Texts
 from darkroom.errors import RenderFailed
 from darkroom.events import Warned
 from darkroom.job import Job
@@ -28,25 +29,6 @@ BACKTRACK = 20
 
 HEAVIEST = 100.0
 """Weights are refused beyond this, either way: they make noise of a picture, and no numbers at all in float16."""
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What the UNet is told about one text."""
-
-    tokens: torch.Tensor
-    """(1, 77 × chunks, width): an embedding a token."""
-    pooled: torch.Tensor | None = None
-    """(1, width): one for the whole text, SDXL only."""
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Both texts of a job. ``negative`` is None where there is no guidance, and so no use for it."""
-
-    positive: Embeddings
-    negative: Embeddings | None
-    warnings: tuple[Warned, ...] = ()
 
 
 class _Token(NamedTuple):
@@ -62,6 +44,19 @@ class _Text:
 
     chunks: list[list[_Token]]
     cut: str | None
+
+
+def recall(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning | None:
+    """What ``encode`` makes of the job, where ``read`` did lately: then no text encoder need be woken."""
+    return None if pipeline.adapts_texts else pipeline.readings.get(Texts.of(job, guided=guided))
+
+
+def read(pipeline: Pipeline, job: Job, *, guided: bool) -> Conditioning:
+    """As ``encode``, and kept for ``recall``."""
+    conditioning = encode(pipeline, job, guided=guided)
+    if not pipeline.adapts_texts:
+        pipeline.readings.keep(Texts.of(job, guided=guided), conditioning)
+    return conditioning
 
 
 @torch.inference_mode()

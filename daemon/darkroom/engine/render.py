@@ -12,6 +12,7 @@ from darkroom.config import Config
 from darkroom.engine import device as devices
 from darkroom.engine import host
 from darkroom.engine.cache import cache_dir
+from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import Fetching
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
@@ -20,6 +21,7 @@ from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.prompt import recall
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
@@ -28,11 +30,12 @@ from darkroom.job import NO_IMAGES, Images, Job
 
 
 class Engine:
-    """Renders jobs, one at a time. No model is loaded before the first."""
+    """Renders jobs, one at a time. No model is loaded before the first, or ``prepare``."""
 
     def __init__(self, config: Config) -> None:
         if config.engine.threads:
             torch.set_num_threads(config.engine.threads)
+        self._default = config.models.default
         self._max_batch = config.engine.max_batch
         self._previews = config.output.previews
         try:
@@ -79,6 +82,25 @@ class Engine:
                 host.save_memory(False)
             self._under_way.end()
 
+    def prepare(self, stopping: Stopping) -> None:
+        """Load the default model, part by part, until ``stopping()``. Raises what the first job of it would.
+
+        A model on the hub that is not here yet is not fetched: ModelUnavailable.
+        """
+        try:
+            pipeline = self._models.get(self._default)
+            self._draw_bound(self._models.find(self._default).size())
+            for name in pipeline.loaders:
+                if stopping():
+                    return
+                pipeline.load(name)
+        finally:
+            self._bound.lift()
+
+    def forget_texts(self) -> None:
+        """Let go of what was read of prompts, so that a measurement of the next job counts its reading."""
+        self._models.forget_texts()
+
     def close(self) -> None:
         """Let go of all models."""
         self._models.clear()
@@ -91,11 +113,14 @@ class Engine:
         pipeline = self._models.get(job.model)
         yield from self._adapt(pipeline, job)
         model_hash = self._model_hash(job, stopping)
-        loaded_before = len(pipeline.loaded) == len(pipeline.loaders)
+        needed = set(pipeline.loaders)
+        if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
+            needed -= set(pipeline.text_encoder_names)
+        loaded_before = needed <= pipeline.loaded.keys()
         unloaded = None
         if not loaded_before and not _died_loading(death):
             self._draw_bound(self._models.find(job.model).size())
-            unloaded = self._load(pipeline)
+            unloaded = self._load(pipeline, [name for name in pipeline.loaders if name in needed])
         self._draw_bound()
         seconds = 0.0 if loaded_before else time.monotonic() - begin
         description = devices.describe(pipeline.device, pipeline.dtype)
@@ -149,12 +174,12 @@ class Engine:
         if self._device.type == "cpu":
             self._bound.draw(mapping)
 
-    def _load(self, pipeline: Pipeline) -> str | None:
-        """All parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
+    def _load(self, pipeline: Pipeline, names: list[str]) -> str | None:
+        """These parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
         because = ""
         for _ in ("beside other models", "alone"):
             try:
-                pipeline.load()
+                pipeline.load(*names)
                 return None
             except Exception as error:
                 if not devices.is_out_of_memory(error):

@@ -23,7 +23,8 @@ from darkroom.engine.learned import Learned
 from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.preview import Previews
-from darkroom.engine.prompt import Conditioning, encode
+from darkroom.engine.prompt import read, recall
+from darkroom.engine.readings import Conditioning
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments
 from darkroom.engine.underway import Death, UnderWay
@@ -161,9 +162,14 @@ class Rendering:
 
     def _encode(self) -> Iterator[Event]:
         stop_if(self.stopping)
-        names = self.pipeline.text_encoder_names
-        with self._timed("encode"), self._at_work("encode", *names):
-            self.conditioning = encode(self.pipeline, self.job, guided=is_guided(self.pipeline, self.job))
+        pipeline, guided = self.pipeline, is_guided(self.pipeline, self.job)
+        names = pipeline.text_encoder_names
+        self.conditioning = recall(pipeline, self.job, guided=guided)
+        if self.conditioning is not None:
+            pipeline.make_room(self.plan, *names)  # they may be in memory for the last job, on another plan
+        else:
+            with self._timed("encode"), self._at_work("encode", *names):
+                self.conditioning = read(pipeline, self.job, guided=guided)
         yield from self.conditioning.warnings
 
     def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
@@ -295,6 +301,7 @@ class Rendering:
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
         """Take the next smaller plan. Raises OutOfMemory where there is none."""
         tried = self.plan
+        self.pipeline.readings.clear()
         rung = self.fitting.step_down(self.phase)
         if rung is None:
             helps = "; ".join(

@@ -23,6 +23,13 @@ class Engine(Protocol):
         """
         ...
 
+    def prepare(self, stopping: Callable[[], bool]) -> None:
+        """Load what the first job is likely to need, while none is there; ends early where ``stopping()``.
+
+        Raises whatever went wrong; ``close`` is called then.
+        """
+        ...
+
     def close(self) -> None:
         """Give memory back. It can be used again."""
         ...

@@ -50,6 +50,9 @@ class FakeEngine:
             yield Picture(index, seed, *size, data, extension(job.output_format))
         yield Finished({"encode": 0.0, "denoise": time.monotonic() - begin, "decode": 0.0, "save": 0.0})
 
+    def prepare(self, stopping: Callable[[], bool]) -> None:
+        """Nothing to load."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

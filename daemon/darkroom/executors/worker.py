@@ -45,9 +45,11 @@ class Worker:
                 case Stop():
                     self.stop.set()
 
-    def run(self, engine: Engine, idle_unload_s: float) -> None:
+    def run(self, engine: Engine, idle_unload_s: float, preload: bool) -> None:
         """One job after the other, for ever; after so many seconds without one the engine gives its memory back."""
         self.pipe.send(Ready())
+        if preload:
+            self._prepare(engine)
         while True:
             try:
                 work = self.work.get(timeout=idle_unload_s or None)
@@ -55,6 +57,15 @@ class Worker:
                 engine.close()
                 work = self.work.get()
             self.pipe.send(Ended(self._perform(engine, work)))
+
+    def _prepare(self, engine: Engine) -> None:
+        """Until the first job comes. What goes wrong goes wrong for that job once more, which can say so."""
+        prepared = False
+        with contextlib.suppress(Exception):
+            engine.prepare(lambda: not self.work.empty())
+            prepared = True
+        if not prepared:  # and the exception is gone, with what its traceback held
+            engine.close()
 
     def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
         try:
@@ -107,9 +118,10 @@ def main() -> None:
         _refuse(pipe, error)
         return
     gc.freeze()  # what was imported stays: to look through it each time that memory is freed took 0.3 s
+    preload = setup.config.engine.preload and not pipe.poll()  # a job that waits is not to wait longer
     worker = Worker(pipe)
     threading.Thread(target=worker.listen, name="listen", daemon=True).start()
-    worker.run(engine, setup.config.engine.idle_unload_s)
+    worker.run(engine, setup.config.engine.idle_unload_s, preload)
 
 
 if __name__ == "__main__":
