@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from darkroom.config import Config
+from darkroom.engine.prompt import encode
 from darkroom.engine.render import Engine
 from darkroom.engine.samplers import make_scheduler
 from darkroom.errors import Stopped
 from darkroom.events import Event, Fallback
-from darkroom.job import Job
+from darkroom.job import Hires, Job
 from darkroom.sampling import SAMPLERS
 from engine_models import make_job, pictures, render, steps
 from engine_pictures import (
@@ -189,6 +190,91 @@ def test_an_inpainting_model_without_a_mask_paints_everything(
     grey, everything = Image.new("RGB", (64, 64), (127, 127, 127)), Image.new("L", (64, 64), 255)
     theirs = their_latents(with_inpainting, "Inpaint", job, image=grey, mask_image=everything, strength=1.0)
     assert_near(our_latents(engine, job), theirs)
+
+
+# ---------------------------------------------------------------- guidance in a part of the steps
+
+
+def by_hand(engine: Engine, job: Job, guided: set[int]) -> torch.Tensor:
+    """The latents of a loop that has guidance in these looks of the UNet, each text a call of its own."""
+    pipeline = engine._models.get(job.model)
+    pipeline.load()
+    scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, job.num_inference_steps)
+    with torch.inference_mode():
+        texts = encode(pipeline, job, guided=True)
+        assert texts.negative is not None
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(job.seed))
+        latents = latents * scheduler.init_noise_sigma
+        for look, timestep in enumerate(scheduler.timesteps):
+            shown = scheduler.scale_model_input(latents, timestep)
+            predicted = pipeline.unet(shown, timestep, encoder_hidden_states=texts.positive.tokens).sample
+            if look in guided:
+                without = pipeline.unet(shown, timestep, encoder_hidden_states=texts.negative.tokens).sample
+                predicted = without + job.guidance_scale * (predicted - without)
+            latents = scheduler.step(predicted, timestep, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize(
+    ("sampler", "interval", "guided"),
+    [
+        ("Euler", (0.1, 0.8), {1, 2, 3}),
+        ("Euler", (0.0, 0.4), {0, 1}),
+        ("DPM++ 2M", (0.4, 1.0), {2, 3, 4}),
+        ("DDIM", (0.21, 0.39), set()),
+        ("Heun", (0.2, 0.6), {2, 3, 4, 5}),
+        ("PLMS", (0.2, 0.6), {2, 3}),
+    ],
+)
+def test_guidance_in_an_interval_is_that_of_a_loop_by_hand(
+    sampler: str, interval: tuple[float, float], guided: set[int], engine: Engine
+) -> None:
+    job = make_job(
+        sampler=sampler,
+        schedule=SAMPLERS[sampler].automatic,
+        num_inference_steps=5,
+        guidance_interval=interval,
+    )
+    ours = our_latents(engine, job)
+    assert_near(ours, by_hand(engine, job, guided))
+    assert (ours - our_latents(engine, job.model_copy(update={"guidance_interval": None}))).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl", "inpaint-xl"])
+@pytest.mark.parametrize("fields", [{"guidance_interval": (0.0, 1.0)}, {"guidance_interval": (0.2, 0.7)}])
+def test_the_whole_interval_is_none_to_the_bit_and_without_guidance_any_is(
+    fields: dict[str, Any], model: str, engine: Engine
+) -> None:
+    scale = 5.0 if fields["guidance_interval"] == (0.0, 1.0) else 1.0
+    job = make_job(model=model, guidance_scale=scale, num_inference_steps=4)
+    whole = our_latents(engine, job)
+    assert torch.equal(our_latents(engine, job.model_copy(update=fields)), whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "looks"),
+    [
+        ({}, "1222222211"),
+        ({"guidance_interval": None}, "2222222222"),
+        ({"guidance_scale": 1.0}, "1111111111"),
+        ({"guidance_interval": (0.31, 0.39)}, "1111111111"),
+        ({"sampler": "Heun", "num_inference_steps": 5}, "112222221"),
+        ({"sampler": "DPM++ SDE", "num_inference_steps": 5}, "112222221"),
+        ({"sampler": "PLMS", "num_inference_steps": 5}, "112221"),
+        ({"init_image": "init_image.png", "strength": 0.5, "num_inference_steps": 8}, "2221"),
+        ({"num_inference_steps": 4, "hires": Hires(scale=1.5, strength=0.5)}, "12222221"),
+    ],
+)
+def test_steps_outside_the_interval_look_once(
+    fields: dict[str, Any], looks: str, engine: Engine, tmp_path: Path
+) -> None:
+    job = make_job(**{"num_inference_steps": 10, "guidance_interval": (0.1, 0.8), "count": 2, **fields})
+    watched = out_of_memory(engine._models.get("sd"), times=0)
+    make_kind(engine, job)
+    assert "".join(str(shape[0]) for shape in watched.seen) == looks * 2
+    watched.seen.clear()
+    list(with_plan(engine, job, tmp_path, batch=2))
+    assert [shape[0] for shape in watched.seen] == [2 * int(look) for look in looks]
 
 
 # ---------------------------------------------------------------- the same again

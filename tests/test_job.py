@@ -52,6 +52,7 @@ def test_every_field_can_be_said() -> None:
         "negative_prompt": "a dog",
         "num_inference_steps": 20,
         "guidance_scale": 7,
+        "guidance_interval": [0.1, 0.8],
         "seed": 2**64 - 1,
         "width": 512,
         "height": 64,
@@ -220,6 +221,22 @@ def test_other_override_settings_are_refused_where_they_stand() -> None:
 
 def test_where_a_job_comes_from_is_nothing_that_a_job_file_can_say() -> None:
     assert fault(source={"preset": "portrait"}).message == "unknown field"
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [
+        *([0.8, 0.1], [0.5, 0.5], [-0.1, 0.5], [0.1, 1.1], [0.1], [0, 0.5, 1], [], [0, True], [False, 1], [0, None]),
+        *(["0.1", "0.8"], "01", 0.5, {"start": 0.1, "end": 0.8}, True),
+    ],
+)
+def test_an_interval_is_two_fractions_in_order(interval: Any) -> None:
+    error = fault(guidance_interval=interval)
+    assert (error.field, error.line) == ("guidance_interval", 1)
+    assert error.message.startswith("must be two fractions of the steps")
+    assert error.hint == 'for example "guidance_interval": [0.1, 0.8]'
+    (varied,) = faults({"prompt": "a cat", "matrix": {"guidance_interval": [[0, 1], interval]}})
+    assert (varied.field, varied.message) == ("matrix.guidance_interval[1]", error.message)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,34 @@ def test_a_matrix_is_one_job_with_a_picture_for_each_cell_and_a_grid(darkroom: D
     assert not {"matrix", "cells"} & set(own)
 
 
+def test_an_interval_varies_and_may_be_none() -> None:
+    varied = job(matrix={"guidance_interval": [None, [0, 1], [0.2, 0.6]]})
+    assert [varied.at(cell).guidance_interval for cell in range(3)] == [None, (0, 1), (0.2, 0.6)]
+    assert (
+        job(guidance_interval=[0, 0.5], cells=[{"seed": 1}, {"guidance_interval": None}]).at(1).guidance_interval
+        is None
+    )
+
+
+def test_cells_with_and_without_an_interval_and_two_passes_are_made_again(darkroom: Darkroom) -> None:
+    cells = [{"hires": {"scale": 1.5}}, {"guidance_interval": [0.1, 0.8]}, {"seed": 2}]
+    darkroom.drop("cat.json", SMALL | {"seed": 1, "cells": cells})
+    darkroom.run_once()
+    made = darkroom.result("cat")
+    assert [cell["guidance_interval"] for cell in made["job"]["cells"]] == [None, [0.1, 0.8], None]
+    assert [cell["hires"] is None for cell in made["job"]["cells"]] == [False, True, True]
+    for number, interval in enumerate([None, [0.1, 0.8], None], 1):
+        own = recipe((darkroom.done / "cat" / f"cat-{number}.png").read_bytes())
+        assert own is not None
+        assert own.get("guidance_interval") == interval
+    darkroom.drop("again.json", (darkroom.done / "cat" / "result.json").read_bytes())
+    darkroom.drop("one.png", (darkroom.done / "cat" / "cat-2.png").read_bytes())
+    darkroom.run_once()
+    assert hashes(darkroom.result("again")) == hashes(made)
+    assert hashes(darkroom.result("one")) == hashes(made)[1:2]
+    assert darkroom.result("one")["job"]["guidance_interval"] == [0.1, 0.8]
+
+
 def hashes(result: dict[str, Any]) -> list[str]:
     return [picture["sha256"] for picture in result["pictures"]]
 

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +27,12 @@ from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
 from darkroom.engine.safety import censored
-from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments
+from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job
-from darkroom.job.passes import final_size, passes
+from darkroom.job.passes import final_size, is_guided_in, passes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,9 +188,14 @@ class Rendering:
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
             latents = start.latents
             size = (this.width, this.height)
-            denoiser = self.previews.watch(Denoiser(pipeline, job, self.conditioning, size, len(batch), start.beside))
+            # the second of them looks with guidance, the first without it
+            denoisers = [
+                self.previews.watch(Denoiser(pipeline, job, texts, size, len(batch), start.beside))
+                for texts in (replace(self.conditioning, negative=None), self.conditioning)
+            ]
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
+                denoiser = denoisers[is_guided_in(job, this, step_of(scheduler, done - 1))]
                 with self._timed("denoise"):
                     latents = step(denoiser, scheduler, timestep, latents, arguments)
                     if done == len(timesteps):
@@ -202,7 +208,7 @@ class Rendering:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoiser, start
+            del denoisers, start
         self._denoised(batch, latents)
 
     def _denoised(self, batch: list[int], latents: Any) -> None:

@@ -140,6 +140,13 @@ def begin_at(scheduler: Any, skipped: int) -> Any:
     return timesteps[skipped * scheduler.order :]
 
 
+def step_of(scheduler: Any, look: int) -> int:
+    """The step that one of the model's looks belongs to, both counted from 0: some samplers take two for a step."""
+    if type(scheduler).__name__ == "PNDMScheduler":  # two for its first one
+        return max(look - 1, 0)
+    return look // int(scheduler.order)
+
+
 def add_noise(scheduler: Any, latents: Any, noise: Any, timestep: Any) -> Any:
     """``latents`` as noisy as they are at ``timestep``, which is the one that the scheduler comes to next."""
     with _numpy_quiet():

@@ -31,6 +31,7 @@ NO_PRESETS: Presets = MappingProxyType({})
 _FIELDS = tuple(field for field in Request.model_fields if field != "source")
 _WITHIN = re.compile(r"(matrix|cells)(?:\.([^\[.]+))?(?:\[(\d+)\])?(?:\.(.+))?", re.DOTALL)
 _DID_YOU_MEAN = "did you mean {}?"
+_INTERVAL_EXAMPLE = 'for example "guidance_interval": [0.1, 0.8]'
 _LORA_EXAMPLE = 'for example "loras": [{"name": "blueprint", "weight": 0.8}]'
 _LORA = re.compile(r"loras\[(\d+)\](?:\.(.+))?", re.DOTALL)
 _OVERRIDES = "override_settings"
@@ -262,6 +263,7 @@ def explain(fault: Any, written: Mapping[str, str]) -> FieldError:
             message = f"has {len(value):,} characters; at most {context['max_length']:,} are allowed"
         case _:
             message = str(fault["msg"]).removeprefix("Value error, ")
+            hint = _INTERVAL_EXAMPLE if name == "guidance_interval" else None
     return FieldError(message, field, got=_shown(value), hint=hint)
 
 

@@ -44,6 +44,18 @@ def passes(job: Job) -> tuple[Pass, ...]:
     return first, Pass(width, height, steps, taken)
 
 
+def is_guided_in(job: Job, this: Pass, step: int) -> bool:
+    """Whether a pass has guidance in one of the steps that it takes, counted from 0, as far as the job has any.
+
+    ``guidance_interval`` is of the pass's whole schedule, also where only the last steps are taken: a step is in it if
+    it begins in it. After Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724, who set it in noise levels.
+    """
+    if job.guidance_interval is None:
+        return True
+    start, end = job.guidance_interval
+    return start <= (this.steps - this.taken + step) / this.steps < end
+
+
 def final_size(job: Job) -> tuple[int, int]:
     """Width and height in pixels of the picture that is saved."""
     last = passes(job)[-1]

@@ -31,8 +31,18 @@ def _multiple_of_8(value: int) -> int:
     return value
 
 
+def _interval(value: Any) -> Any:
+    match value:
+        case [int() | float() as start, int() | float() as end] if 0 <= start < end <= 1:
+            if not isinstance(start, bool) and not isinstance(end, bool):
+                return value
+    raise ValueError("must be two fractions of the steps, first where guidance begins, then where it ends, 0 to 1")
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Side = Annotated[int, Field(ge=64, le=65_536), AfterValidator(_multiple_of_8)]
+
+Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_interval)]
 
 LongPrompt = Literal["chunk", "truncate"]
 OnOom = Literal["degrade", "fail"]
@@ -94,6 +104,7 @@ class Request(BaseModel):
     negative_prompt: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=150)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
+    guidance_interval: Interval | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
     width: Side | None = None
     height: Side | None = None
@@ -136,6 +147,8 @@ class Job(BaseModel):
     negative_prompt: str
     num_inference_steps: int
     guidance_scale: float
+    guidance_interval: Interval | None = None
+    """Which part of the steps has guidance; None is all of them."""
     seed: int
     width: int
     height: int

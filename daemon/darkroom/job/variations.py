@@ -21,10 +21,13 @@ from darkroom.job.aliases import ALIASES
 from darkroom.job.types import Job, Request
 
 VARIED = (
-    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "seed", "width", "height", "model"),
-    *("sampler", "schedule", "loras", "clip_skip", "strength", "hires", "upscale", "long_prompt"),
+    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "width"),
+    *("height", "model", "sampler", "schedule", "loras", "clip_skip", "strength", "hires", "upscale", "long_prompt"),
 )
 """The fields that may vary: all that make the picture, but what it begins with."""
+
+_OR_NOT = frozenset({"guidance_interval", "hires", "upscale"})
+"""Those that a cell may be without where others have them: null."""
 
 MOST_PICTURES = 1000
 
@@ -127,7 +130,7 @@ def _fault(field: str, value: Any, name: str, explain: Explain) -> FieldError | 
         Request.model_validate({"prompt": "a", field: value})
     except ValidationError as error:
         return explain(error.errors()[0], {field: name})
-    return FieldError("must not be null here", name) if value is None else None
+    return FieldError("must not be null here", name) if value is None and field not in _OR_NOT else None
 
 
 def with_seeds(request: Request) -> Request:
