@@ -103,7 +103,7 @@ def test_memory_that_another_program_takes_in_the_middle_is_a_step_down_and_give
 ) -> None:
     script = """
 job = make_job(model="seedling", width=1024, height=512, num_inference_steps=2, guidance_scale=1.0)
-first = brief(hogged(job, 260 << 20))
+first = brief(hogged(job, 210 << 20))
 engine._learned.learn = lambda *_: None
 (Path(sys.argv[1]) / "cache" / "plans.json").unlink()
 after = brief(render(engine, job))

@@ -316,7 +316,7 @@ def test_a_picture_that_names_itself_is_refused(house: Darkroom) -> None:
 
 def test_no_picture_is_refused_before_all_that_waits_was_looked_into(house: Darkroom) -> None:
     """Beyond the window there may be a job that begins with it."""
-    desk = Desk(house, window=5, judge=house.loop().work.judge)
+    desk = Desk(house, window=5, judge=house.loop().work.reader.judge)
     house.drop("photo.png", PNG)
     for number in range(12):
         house.drop(f"{number:02}.json", {**JOB, "init_image": "photo.png"} if number == 11 else JOB)
