@@ -16,7 +16,7 @@ from darkroom.events import Warned
 from darkroom.job import Job
 
 KEEP_BYTES = 32 << 20
-"""So much stays, the least recently used let go first: some thirty prompts of SDXL, or two as long as may be."""
+"""So much stays, the least recently used let go first: some thirty prompts of SDXL."""
 
 
 @dataclass(frozen=True)
