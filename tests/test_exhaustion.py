@@ -101,11 +101,14 @@ def hogged(job, room):
 def test_memory_that_another_program_takes_in_the_middle_is_a_step_down_and_given_back_the_full_plan_again(
     tmp_path: Path,
 ) -> None:
+    # What a whole decoding needs differs between machines, so room is taken away until it fits no more.
     script = """
 job = make_job(model="seedling", width=1024, height=512, num_inference_steps=2, guidance_scale=1.0)
-first = brief(hogged(job, 210 << 20))
 engine._learned.learn = lambda *_: None
-(Path(sys.argv[1]) / "cache" / "plans.json").unlink()
+for room in range(360, 100, -30):
+    first = brief(hogged(job, room << 20))
+    if "tiled_vae" in first["rungs"]:
+        break
 after = brief(render(engine, job))
 print(json.dumps([first, after]))
 """
