@@ -81,6 +81,7 @@ LAYERS = [
         "exporter",
         "telling",
         "reload",
+        "trouble",
         "loop",
         "check",
         "bench",
