@@ -75,6 +75,7 @@ LAYERS = [
         "cells",
         "reading",
         "record",
+        "publishing",
         "work",
         "audience",
         "metrics",

@@ -166,7 +166,7 @@ def test_the_page_is_switched_on_and_off(darkroom: Darkroom, file: File) -> None
     file.path.write_text(file.path.read_text().replace("page = false", "page = true"))
     reloaded(loop)
     assert loop.page is not None
-    assert loop.work.page is loop.page
+    assert loop.work.publisher.page is loop.page
     loop.spool.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from darkroom.audience import Audience
 from darkroom.config import Config
-from darkroom.errors import ConfigError, Stopped, StorageTrouble
+from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
 from darkroom.exporter import Exporter
 from darkroom.health import Health
@@ -20,6 +20,7 @@ from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Needs, Waker
 from darkroom.metrics import Metrics
 from darkroom.page import Page
+from darkroom.publishing import Viewer
 from darkroom.reading import Reader
 from darkroom.reload import needs_another_engine, settled
 from darkroom.retention import Housekeeping
@@ -27,7 +28,7 @@ from darkroom.spool import Arrival, Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
 from darkroom.telling import Teller
 from darkroom.trouble import TROUBLE, Trouble
-from darkroom.work import Viewer, Work
+from darkroom.work import Work
 
 REFUSE_BUDGET_S = 0.02
 """How long one tick may look at new files."""
@@ -76,15 +77,17 @@ class Loop:
             self.teller = Teller(self.config.notify, self.health, self.logger)
             viewers.append(self.teller)
         self.audience = Audience(viewers)
+        reader = Reader(self.config, self.spool.inbox)
         self.work = Work(
             config=self.config,
-            reader=Reader(self.config, self.spool.inbox),
+            reader=reader,
             spool=self.spool,
             executor=self.executor,
             health=self.health,
             logger=self.logger,
             viewer=self.audience,
             look_around=self._look_around,
+            meanwhile=self._meanwhile,
             insist=self.trouble.insist,
             clock=self.clock,
         )
@@ -96,15 +99,15 @@ class Loop:
             rescan_s=0.0,
             clock=self.clock,
         )
-        self._configure(self.config)
+        self._configure(self.config, reader)
         self._claimed: deque[Ticket] = deque()
         self._lists: deque[Iterator[None]] = deque()
         """Lists that are being split, the first of them now."""
         self._recovered = False
 
-    def _configure(self, config: Config) -> None:
-        """What may change while the daemon runs, but for the reader of files and the engine."""
-        self.config = self.work.config = config
+    def _configure(self, config: Config, reader: Reader) -> None:
+        """What may change while the daemon runs, but for the engine."""
+        self.config = config
         self.spool.limits = config.limits
         times = config.intake
         if self.guard.local:
@@ -115,7 +118,7 @@ class Loop:
         self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
         if config.output.page != (self.page is not None):
             self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None
-        self.work.page = self.page
+        self.work.configure(config, reader, self.page)
 
     # The story
 
@@ -160,16 +163,25 @@ class Loop:
         """Tick, take, work; sleep where there is nothing to take."""
         while not self.stopping and self.step():
             continue
+        self._publish()
 
     def step(self) -> bool:
-        """One job, or one sleep. Returns False where nothing is left and nothing more is waited for."""
+        """One job, or one sleep. Returns False where nothing is left and nothing more is waited for.
+
+        A job that ended is published when the engine has the next one: the engine is not to wait for the disk.
+        """
         if self._reload_wanted:
+            self._publish()
             self._reload()
-        self.tick()
-        busy = self.trouble.why is None and self.housekeeping.work()
+        busy = False
+        if self.work.ended is None:
+            self.tick()
+            busy = self._keep_house()
         ticket = self._next_ticket()
         if ticket is not None:
             self._work_on(ticket)
+        elif self.work.ended is not None:
+            self._publish()
         elif self.once and not busy and self._nothing_left():
             return False
         elif not busy:
@@ -261,8 +273,7 @@ class Loop:
             self.logger.error("config.refused", why=error)
         else:
             another_engine = needs_another_engine(self.config, new)
-            self.work.reader = reader
-            self._configure(new)
+            self._configure(new, reader)
             self._make_hot_folders()
             if another_engine:
                 self.executor.close()
@@ -283,34 +294,42 @@ class Loop:
             return None
         try:
             if not self._recovered:
+                self._publish()  # or it would be taken for a job that was cut short
                 self._claimed.extend(self.spool.recover(self._report_published))
                 self._recovered = True
             ticket = self._claimed.popleft() if self._claimed else self._claim_next()
         except TROUBLE as trouble:
             self.trouble.pause(trouble)
             return None
-        self.trouble.over()
+        if not self.trouble.waits():
+            self.trouble.over()
         return ticket
 
     def _claim_next(self) -> Ticket | None:
         if self.spool.paused():
-            self._turn("paused", self.spool.why_paused())
+            self._rest_from_work("paused", self.spool.why_paused())
             return None
         if self.guard.trouble is not None:
-            self._turn("paused", self.guard.trouble, trouble=True)
+            self._rest_from_work("paused", self.guard.trouble, trouble=True)
             return None
         if self._lists:
             return None  # what waits may have come after it
         free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
         self.health.report.free_bytes = free
         if free < floor:
+            self._publish()
             why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
             raise StorageTrouble(f"{self.spool.root}: {why}")
         arrival = self.intake.take(self.work.loaded)
         if arrival is None:
-            self._turn("idle")
+            self._rest_from_work("idle")
             return None
         return self._claim(arrival)
+
+    def _rest_from_work(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
+        """Not before what has ended is published."""
+        self._publish()
+        self._turn(state, why, trouble=trouble)
 
     def _claim(self, arrival: Arrival) -> Ticket | None:
         try:
@@ -353,14 +372,38 @@ class Loop:
             self.work.do(ticket)
             self.trouble.over(device=True)
         except TROUBLE as trouble:
-            if ticket.folder.exists():
-                self.trouble.pause(trouble)
-            else:
-                self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
+            self._put_back(ticket, trouble)
         except Stopped:
             pass  # it lies in working/ and goes on later
         finally:
             self.health.update(job=None)
+
+    def _put_back(self, ticket: Ticket, trouble: StorageTrouble | DeviceGone | OSError) -> None:
+        if ticket.folder.exists():
+            self.trouble.pause(trouble)
+        else:
+            self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
+
+    def _publish(self) -> None:
+        """The job that has ended, if it is not published yet."""
+        record = self.work.ended
+        if record is None:
+            return
+        try:
+            self.work.publish()
+        except TROUBLE as trouble:
+            self._put_back(record.ticket, trouble)
+        except Stopped:
+            pass  # it lies in working/ and is published later
+
+    def _meanwhile(self) -> None:
+        """While the engine is at a job, what waited for that."""
+        self._publish()
+        self._keep_house()
+
+    def _keep_house(self) -> bool:
+        """Whether there is more of it to do now."""
+        return self.trouble.why is None and self.housekeeping.work()
 
     def _look_around(self) -> None:
         self.tick()

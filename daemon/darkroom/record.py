@@ -12,7 +12,7 @@ from typing import Any
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError, JobError, MachineError
-from darkroom.events import Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import ErrorReport, Job, PictureRecord, Result
 from darkroom.pace import Pace
 from darkroom.sheets import JobSheet
@@ -44,6 +44,12 @@ class Record:
     """Which model it found ready, in this attempt."""
     grid: str | None = None
     """The file of all pictures of a matrix."""
+    claimed: dict[str, Any] | None = None
+    """What the daemon's log is to say of it when its turn comes."""
+    late: list[Event] = field(default_factory=list)
+    """The last picture, which is not saved yet, and what came after it."""
+    error: DarkroomError | None = None
+    """Why it ended, if not well."""
 
     @property
     def job(self) -> Job:
@@ -53,7 +59,11 @@ class Record:
 
     def missing(self) -> bool:
         """Whether pictures remain to be made."""
-        return len(self.pictures) < self.job.total
+        return not self.late and len(self.pictures) < self.job.total
+
+    def is_last(self, event: Event) -> bool:
+        """Whether it is the only picture that is missing."""
+        return isinstance(event, Picture) and len(self.pictures.keys() | {event.index}) == self.job.total
 
     def in_order(self) -> list[PictureRecord]:
         """The pictures that are made, by their numbers."""
@@ -209,7 +219,7 @@ class Record:
 
         Pictures are made in order, so what is missing is the end; were there a gap, all from its start are made again.
         """
-        if self.state is None or not self.pictures:
+        if self.state is None or not self.pictures or not self.missing():
             return None
         job = self.state.job
         if job.cells:

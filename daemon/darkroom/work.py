@@ -1,4 +1,7 @@
-"""One claimed job, from its request to its verdict: resolved, rendered picture by picture, published."""
+"""One claimed job, from its request to its end: resolved, rendered picture by picture.
+
+It is published when the engine has the next one, or there is none: see ``Work.publish``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from darkroom import strict_json
 from darkroom.cells import run_cell
@@ -27,53 +29,23 @@ from darkroom.errors import (
     RenderFailed,
     Stopped,
     StorageTrouble,
-    first_line,
 )
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
-from darkroom.health import Health, Recent
-from darkroom.job import (
-    Job,
-    JobList,
-    Request,
-    is_entry_file,
-    placed,
-    running_order,
-)
+from darkroom.health import Health
+from darkroom.job import JobList, Request, placed, running_order
 from darkroom.page import Page
+from darkroom.publishing import Insist, Publisher, Viewer
 from darkroom.reading import Reader
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
-from darkroom.spool import Spool, State, Ticket, Verdict
+from darkroom.spool import Spool, State, Ticket
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
 
 MAX_INTERRUPTED = 100
 """A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
-
-
-class Viewer(Protocol):
-    """Somebody who is shown what goes on, such as a terminal."""
-
-    def claimed(self, ticket: Ticket, job: Job) -> None:
-        """The engine is woken for a job."""
-
-    def event(self, ticket: Ticket, event: Event) -> None:
-        """The engine said something."""
-
-    def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
-        """A job ended; its results are at ``path``."""
-
-    def state(self, state: str, why: str | None) -> None:
-        """The daemon is idle, working, paused, …"""
-
-
-class Insist(Protocol):
-    """Does a thing that needs the disk, and after trouble with the disk again, until it is done."""
-
-    def __call__(self, operation: Callable[[], Any]) -> Any:
-        """Returns what ``operation`` does. Raises Stopped."""
 
 
 @dataclass
@@ -88,16 +60,40 @@ class Work:
     logger: Any
     viewer: Viewer | None
     look_around: Callable[[], None]
+    meanwhile: Callable[[], None]
+    """Called as soon as the engine has a job, or will not get it; is to ``publish``. Raises nothing that is a job's."""
     insist: Insist
-    page: Page | None = None
     clock: Callable[[], float] = time.monotonic
-    done: int = 0
-    failed: int = 0
+    ended: Record | None = None
+    """The job before, of which all is known, and of which nobody was told yet."""
+    publishing: bool = False
+    """What goes wrong meanwhile is not the fault of the job that runs."""
     looked_around_at: float = float("-inf")
     loaded: str | None = None
     """The model that the engine last worked with."""
     heard_at: float | None = None
     """When the engine last said something of the job that runs."""
+
+    def __post_init__(self) -> None:
+        self.publisher = Publisher(
+            self.config, self.reader, self.spool, self.health, self.logger, self.viewer, self.insist
+        )
+
+    def configure(self, config: Config, reader: Reader, page: Page | None) -> None:
+        """Others from the next job on."""
+        self.config = self.publisher.config = config
+        self.reader = self.publisher.reader = reader
+        self.publisher.page = page
+
+    @property
+    def done(self) -> int:
+        """How many jobs are in ``done/``."""
+        return self.publisher.done
+
+    @property
+    def failed(self) -> int:
+        """How many are in ``failed/``."""
+        return self.publisher.failed
 
     def silent_s(self) -> float:
         """For how long the engine has said nothing of the job that runs; 0 while none does."""
@@ -110,7 +106,7 @@ class Work:
             if not isinstance(self._request(record), JobList):
                 self._resolve(record)
         except JobError as error:
-            self._publish(record, error)
+            self.publisher.publish(record, error)
             return True
         return False
 
@@ -124,7 +120,7 @@ class Work:
         return self._split(record, found) if isinstance(found, JobList) else None
 
     def do(self, ticket: Ticket) -> None:
-        """From claimed to published. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
+        """From claimed to ``ended``. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
             self._do(self._record(ticket))
         except Stopped:
@@ -135,27 +131,47 @@ class Work:
             _write_log(ticket)
 
     def _do(self, record: Record) -> None:
-        error: DarkroomError | None = None
         try:
             if record.state is None:
                 found = self._request(record)
                 if isinstance(found, JobList):
+                    self.meanwhile()
                     for _ in self._split(record, found):
                         self._look_around_at_times()
                     return
                 self._resolve(record)
             self._render(record)
-            self._draw_grid(record)
         except (JobError, EngineDied, EngineStalled) as caught:
-            error = caught
+            record.error = caught
         except DarkroomError:
             raise
         except Exception as bug:
-            if isinstance(bug, OSError) and bug.errno is not None:
-                raise  # the disk's, not ours
+            if self.publishing or (isinstance(bug, OSError) and bug.errno is not None):
+                raise  # the disk's, not ours; or not this job's
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
-            error = RenderFailed(message, trace=traceback.format_exc())
-        self._publish(record, error)
+            record.error = RenderFailed(message, trace=traceback.format_exc())
+        if self.ended is not None:
+            self.meanwhile()
+        self.ended = record
+
+    def publish(self) -> None:
+        """What has ``ended``. Raises Stopped, StorageTrouble: it lies in ``working/`` and is published later."""
+        record, self.ended = self.ended, None
+        if record is None:
+            return
+        self.publishing = True
+        try:
+            self._catch_up(record)
+            self.publisher.publish(record, record.error)
+        except Stopped:
+            self.publishing = False
+            self._say("job.interrupted", record.ticket)
+            _write_log(record.ticket)
+            raise
+        except (OSError, StorageTrouble):
+            self.publishing = False
+            raise
+        self.publishing = False
 
     def _request(self, record: Record) -> Request | JobList:
         """What was asked for. Raises InvalidRequest."""
@@ -202,7 +218,8 @@ class Work:
         record.state = State(job=job, started_at=record.started_at)
         ticket.save_state(record.state)
         said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
-        self._say("job.claimed", ticket, name=ticket.name, model=job.model, seed=job.seed, count=job.total, **said)
+        record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
+        ticket.log("job.claimed", record.claimed)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
@@ -224,7 +241,7 @@ class Work:
                 self.health.update(engine_restarts=self.health.report.engine_restarts + 1)
                 self._say("engine.died", ticket, level="error", attempt=number, why=error.message)
                 deaths = sum(attempt.ended is not None for attempt in ticket.attempts())
-                if deaths >= self.config.executor.max_attempts:
+                if record.missing() and deaths >= self.config.executor.max_attempts:
                     message = f"{error.message}; this was attempt {deaths}, the last"
                     if isinstance(error, EngineKilled):
                         message += ": ask for a smaller picture, or give darkroom more memory"
@@ -243,23 +260,48 @@ class Work:
             raise EngineDied(f"The daemon itself ended {cut_short} times while it worked on this job")
 
     def _run(self, record: Record) -> None:
-        """One attempt, event by event."""
+        """One attempt, event by event. What comes with the last picture is taken when the engine has the next job."""
         ticket, state = record.ticket, record.state
         assert state is not None
-        if self.viewer:
-            self.viewer.claimed(ticket, state.job)
         record.model = None
         images = images_of(ticket, state.job, self.spool)
+        begun = False
+        try:
+            for record.cell in running_order(state.job):
+                made = frozenset(record.pictures)
+                with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
+                    for event in events:
+                        if not begun:
+                            begun = True
+                            self._begun(record)
+                        if record.late or record.is_last(event):
+                            record.late.append(event)
+                        else:
+                            self._take(record, event)
+                        if not isinstance(event, Alive):
+                            self.heard_at = self.clock()
+                        if self._look_around_at_times() and not record.late and ticket.cancel_wanted():
+                            raise Cancelled("The job was cancelled while it ran")
+        except DarkroomError:
+            self._catch_up(record)
+            raise
+
+    def _begun(self, record: Record) -> None:
+        """The engine has the job: time for the one before."""
+        self.meanwhile()
+        ticket, claimed = record.ticket, record.claimed
+        if claimed is not None:
+            self.logger.info("job.claimed", id=ticket.id, **claimed)
+            record.claimed = None
+        if self.viewer:
+            self.viewer.claimed(ticket, record.job)
         self.heard_at = self.clock()
-        for record.cell in running_order(state.job):
-            made = frozenset(record.pictures)
-            with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
-                for event in events:
-                    if not isinstance(event, Alive):
-                        self.heard_at = self.clock()
-                    self._take(record, event)
-                    if self._look_around_at_times() and ticket.cancel_wanted():
-                        raise Cancelled("The job was cancelled while it ran")
+
+    def _catch_up(self, record: Record) -> None:
+        """Take what came with the last picture."""
+        while record.late:
+            self._take(record, record.late[0])
+            record.late.pop(0)
 
     def _look_around_at_times(self) -> bool:
         if self.clock() - self.looked_around_at < LOOK_AROUND_S:
@@ -316,69 +358,6 @@ class Work:
         state = record.state
         assert state is not None
         self.insist(lambda: record.ticket.save_state(state))
-
-    def _draw_grid(self, record: Record) -> None:
-        """The picture of all pictures of a matrix. A job does not fail for it."""
-        job, ticket = record.job, record.ticket
-        if job.matrix is None:
-            return
-        from darkroom.output import grid  # brings Pillow
-
-        try:
-            data = grid(job.matrix, [Path(ticket.at(picture.file)) for picture in record.in_order()], each=job.count)
-        except Exception as error:
-            self._say("grid.failed", ticket, level="warning", why=first_line(error))
-            return
-        record.grid = self.insist(lambda: ticket.save_grid(data))
-
-    def _publish(self, record: Record, error: DarkroomError | None = None) -> None:
-        ticket = record.ticket
-        verdict = record.verdict(error)
-        if error is None and record.sheet is not None:
-            record.sheet.finish((index, picture.file) for index, picture in sorted(record.pictures.items()))
-        event, level, fields = "job.done", "info", {"name": ticket.name, "pictures": len(verdict.result.pictures)}
-        if verdict.error is None:
-            fields["seconds"] = verdict.result.seconds["total"]
-        else:
-            event, level = "job.failed", "warning"
-            fields |= {"reason": verdict.error.reason, "why": self._why(error)}
-        ticket.log(event, fields, last=True)
-        path = self.insist(lambda: self.spool.publish(ticket, verdict))
-        self._tidy(record)
-        getattr(self.logger, level)(event, id=ticket.id, path=str(path), **fields)
-        if verdict.error is None:
-            self.done += 1
-        else:
-            self.failed += 1
-        self.health.ended(self._recent(verdict, path))
-        if self.page is not None:
-            self.page.add(path, record.thumbnail)
-        if self.viewer:
-            self.viewer.verdict(ticket, verdict, path)
-
-    def _why(self, error: DarkroomError | None) -> str:
-        """A sentence for the logs. Those about a job's text may quote it."""
-        assert error is not None
-        if isinstance(error, InvalidRequest | RenderFailed) and not self.config.log.prompts:
-            return "see error.json"
-        return error.message
-
-    def _recent(self, verdict: Verdict, path: Path) -> Recent:
-        base = self.spool.done if verdict.error is None else self.spool.failed
-        return Recent(
-            name=str(path.relative_to(base)),
-            status=verdict.result.status,
-            reason=verdict.error.reason if verdict.error else None,
-            finished_at=verdict.result.finished_at,
-            seconds=verdict.result.seconds["total"],
-            pictures=len(verdict.result.pictures),
-        )
-
-    def _tidy(self, record: Record) -> None:
-        """The folder of a list goes with the last of its entries."""
-        folder = record.ticket.origin.dropped.rpartition("/")[0]
-        if folder and folder not in self.reader.presets and is_entry_file(record.request or b""):
-            self.spool.tidy(folder)
 
     def _say(self, event: str, ticket: Ticket, *, level: str = "info", **fields: Any) -> None:
         """One line in the daemon's log and the same in the job's."""

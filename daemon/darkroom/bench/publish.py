@@ -28,10 +28,10 @@ def against_a_null_sink(config: Config, folder: Path, jobs: int, progress: Progr
     ``ratio`` is the median of published by thrown away, in pictures a second. Encoding counts as publishing.
     """
     executor = make_executor(config)
-    fill(folder / "inbox", range(jobs + 1))
+    fill(folder / "inbox", range(jobs + 2))
     published, thrown_away = [], []
     with Daemon(folder, config=config, executor=executor) as daemon:
-        daemon.do(1)
+        daemon.do(1)  # two, of which the second is published in the first turn, when the engine has the next
         device = ""
         for done in range(jobs):
             seconds, device = _thrown_away(executor, config, device)

@@ -120,6 +120,7 @@ class Daemon:
         if ticket is None:
             raise RenderFailed(f"There was no job to be claimed: see {self.root}")
         self.loop.work.do(ticket)
+        self.loop.work.publish()
         return seconds
 
     def claimed(self, ticket: Ticket, job: Job) -> None:

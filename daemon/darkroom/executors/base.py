@@ -50,6 +50,7 @@ class Executor(Protocol):
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """Run a job; yields an event (``Alive`` if there is none) at least a few times a second.
 
+        The first comes as soon as the engine has the job, which goes on with it whether it is listened to or not.
         Closing the generator stops the job at its next step. Raises JobError or MachineError; the executor can be
         used again after either.
         """

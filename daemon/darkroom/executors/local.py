@@ -72,12 +72,13 @@ class LocalExecutor:
             child.jobs += 1
             child.model = job.model
             child.send(Work(job, skip, dict(images)))
-            silent_since = time.monotonic()
+            yield Alive()
+            silent_s = 0.0  # while we listen, that is
             while not over:
+                begin = time.monotonic()
                 message = child.receive(ALIVE_S)
-                if message is not None:
-                    silent_since = time.monotonic()
-                elif time.monotonic() - silent_since > self._config.engine.stall_s:
+                silent_s = silent_s + time.monotonic() - begin if message is None else 0.0
+                if silent_s > self._config.engine.stall_s:
                     raise EngineStalled(
                         f"The engine made no step for {self._config.engine.stall_s:g} s and was killed",
                         trace=child.said(),

@@ -1,0 +1,340 @@
+"""The engine is not to wait between two jobs: the next one is handed to it, then the last one is published."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Darkroom
+from darkroom.errors import EngineDied, RenderFailed
+from darkroom.events import Alive, Event, Finished, Picture
+from darkroom.executors import FakeExecutor, LocalExecutor, local
+from darkroom.executors.messages import Ended
+from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.spool import PAUSE, Call, Disk, Ticket, Verdict
+
+
+class Story:
+    """What the engine and the disk did, in order: ``engine b``, ``claim b``, ``save a-1.png``, ``publish a``."""
+
+    def __init__(self, darkroom: Darkroom, refused: Callable[[str], bool] = lambda _: False) -> None:
+        self.darkroom = darkroom
+        self.lines: list[str] = []
+        self.refused = refused
+
+    def observe(self, call: Call) -> None:
+        if call.name != "rename" or call.target is None or call.path.name.startswith(".darkroom"):
+            return
+        if call.target.parent in (self.darkroom.done, self.darkroom.failed):
+            line = f"publish {call.target.name}"
+        elif call.path.parent == self.darkroom.inbox:
+            line = f"claim {call.path.stem}"
+        elif call.target.suffix == ".png":
+            line = f"save {call.target.name}"
+        else:
+            return
+        if self.refused(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(call.path))
+        self.lines.append(line)
+
+    @property
+    def disk(self) -> Disk:
+        return Disk(self.observe)
+
+
+class Engine(FakeExecutor):
+    """Jobs are told apart by their prompts. ``when`` is called as one is handed over, and as its last picture comes."""
+
+    def __init__(self, story: Story, when: Callable[[str], None] = lambda _: None) -> None:
+        super().__init__(story.darkroom.config)
+        self.story = story
+        self.when = when
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+        self.story.lines.append(f"engine {job.prompt}")
+        self.when(f"engine {job.prompt}")
+        yield Alive()
+        for event in super().run(job, skip, images):
+            if isinstance(event, Finished):
+                self.story.lines.append(f"made {job.prompt}")
+                self.when(f"made {job.prompt}")
+            yield event
+
+
+def drop(darkroom: Darkroom, *names: str, **fields: Any) -> None:
+    for name in names:
+        darkroom.drop(f"{name}.json", prompt=name, num_inference_steps=1, **fields)
+
+
+def test_the_engine_has_the_next_job_before_the_last_one_is_saved_and_published(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+    darkroom.run_once(Engine(story), story.disk)
+    assert story.lines == [
+        *("claim a", "engine a", "made a"),
+        *("claim b", "engine b", "save a-1.png", "publish a", "made b"),
+        *("claim c", "engine c", "save b-1.png", "publish b", "made c"),
+        *("save c-1.png", "publish c"),
+    ]
+    told = [(event, fields["name"]) for event, fields in darkroom.log.lines if event in ("job.claimed", "job.done")]
+    assert told == [(event, name) for name in ("a", "b", "c") for event in ("job.claimed", "job.done")]
+    log = (darkroom.done / "b" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in log] == ["job.claimed", "model.loaded", "picture.saved", "job.done"]
+
+
+def test_of_several_pictures_only_the_last_waits(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", count=3)
+    story = Story(darkroom)
+    darkroom.run_once(Engine(story), story.disk)
+    saved = ["save a-1.png", "save a-2.png"]
+    assert story.lines[2:8] == [*saved, "made a", "claim b", "engine b", "save a-3.png"]
+    assert len(darkroom.result("a")["pictures"]) == len(darkroom.result("b")["pictures"]) == 3
+    assert (darkroom.done / "a" / "contact-sheet.jpg").exists()
+
+
+def test_the_last_picture_of_a_matrix_waits_not_that_of_each_cell(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", matrix={"seed": [1, 2]})
+    drop(darkroom, "b")
+    story = Story(darkroom)
+    darkroom.run_once(Engine(story), story.disk)
+    cells = ["engine a", "made a", "save a-1.png", "engine a", "made a"]
+    assert [line for line in story.lines[1:9] if line != "save a-1.png"] == [
+        *(line for line in cells if line != "save a-1.png"),
+        *("claim b", "engine b", "save a-2.png"),
+    ]
+    assert (darkroom.done / "a" / "a-grid.jpg").exists()
+
+
+def test_where_nothing_follows_a_job_is_published_before_the_daemon_is_idle(darkroom: Darkroom) -> None:
+    drop(darkroom, "a")
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story), story.disk, once=True)
+    states: list[str] = []
+    turn = loop.health.turn
+
+    def told(state: Any, why: str | None = None, *, trouble: bool = False) -> bool:
+        states.append(f"{state} {loop.work.done}")
+        return turn(state, why, trouble=trouble)
+
+    loop.health.turn = told  # type: ignore[method-assign]
+    loop.run()
+    assert "working 0" in states
+    assert states.index("idle 1") > states.index("working 0")
+    assert "idle 0" not in states[states.index("working 0") :]
+
+
+def test_a_paused_daemon_claims_nothing_ahead_and_publishes_what_it_has(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story, lambda line: (darkroom.root / PAUSE).touch()), story.disk)
+    loop.spool.open()
+    loop.startup()
+    while not darkroom.names("done"):
+        loop.step()
+    loop.step()
+    assert story.lines == ["claim a", "engine a", "made a", "save a-1.png", "publish a"]
+    assert darkroom.names("inbox") == ["b.json"]
+    loop.shutdown()
+
+
+def test_another_configuration_comes_between_two_jobs(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story), story.disk, once=True, reread=lambda: darkroom.config)
+    loop.executor.when = lambda line: loop.reload() if line == "made a" else None  # type: ignore[attr-defined]
+    loop.run()
+    assert story.lines.index("publish a") < story.lines.index("claim b")
+    events = darkroom.log.events()
+    assert events.index("job.done") < events.index("config.reloaded") < events.index("job.done", -2)
+
+
+def test_a_job_that_is_refused_at_its_turn_gets_its_verdict_after_the_one_before(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story), story.disk, once=True)
+    resolve = loop.work.reader.resolve
+
+    def refuse(request: Any, id: str, pictures: Any = None) -> Job:
+        if request.prompt == "b" and id != "judged":
+            raise RenderFailed("not this one")
+        return resolve(request, id, pictures or {})
+
+    monkeypatch.setattr(loop.work.reader, "resolve", refuse)
+    loop.run()
+    assert [line for line in story.lines if line.startswith(("engine", "publish"))] == [
+        *("engine a", "publish a", "engine c", "publish b", "publish c")
+    ]
+    assert (loop.work.done, loop.work.failed) == (2, 1)
+
+
+@pytest.mark.parametrize("call", ["save a-1.png", "publish a"])
+def test_trouble_with_the_disk_while_the_engine_is_at_the_next_job_is_waited_out(darkroom: Darkroom, call: str) -> None:
+    drop(darkroom, "a", "b")
+    times = iter(range(3))
+    story = Story(darkroom, lambda line: line == call and next(times, None) is not None)
+    loop = darkroom.loop(Engine(story), story.disk, once=True, first_pause_s=0.001)
+    loop.run()
+    assert next(times, None) is None
+    assert [line for line in story.lines if line.startswith(("engine", "publish"))] == [
+        *("engine a", "engine b", "publish a", "publish b")
+    ]
+    assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [1, 1]
+    assert darkroom.log.events().count("spool.trouble_over") == 1
+
+
+def test_trouble_at_the_next_claim_does_not_keep_a_job_from_being_published(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+    times = iter(range(2))
+    story = Story(darkroom, lambda line: line == "claim b" and next(times, None) is not None)
+    darkroom.loop(Engine(story), story.disk, once=True, first_pause_s=0.001).run()
+    assert [line for line in story.lines if line.startswith(("claim", "publish"))] == [
+        *("claim a", "publish a", "claim b", "publish b")
+    ]
+
+
+def test_stopped_in_the_midst_of_trouble_both_are_gone_on_with_later(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", seed=3)
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story), story.disk, once=True, first_pause_s=0.001)
+
+    def refused(line: str) -> bool:
+        if line == "publish a":
+            loop.stop()
+        return line.startswith("publish")
+
+    story.refused = refused
+    loop.run()
+    assert darkroom.names("done") == darkroom.names("inbox") == []
+    (picture,) = darkroom.working.glob("*/a-1.png")
+    written = picture.stat().st_mtime_ns
+    darkroom.run_once()
+    assert (darkroom.done / "a" / "a-1.png").stat().st_mtime_ns == written
+    assert [darkroom.result(name)["job"]["seed"] for name in ("a", "b")] == [3, 3]
+    assert darkroom.names("working") == []
+
+
+@pytest.mark.parametrize("looks_around", [False, True])
+def test_a_picture_that_was_made_as_the_daemon_was_stopped_is_kept(darkroom: Darkroom, looks_around: bool) -> None:
+    drop(darkroom, "a", "b")
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story), story.disk)
+    loop.executor.when = lambda line: loop.stop() if line == "made a" else None  # type: ignore[attr-defined]
+    loop.work.clock = iter(range(10**6)).__next__ if looks_around else lambda: 0.0
+    loop.run()
+    end = ["save a-1.png"] if looks_around else ["save a-1.png", "publish a"]
+    assert story.lines == ["claim a", "engine a", "made a", *end]
+    assert len(darkroom.names("working")) == looks_around
+    darkroom.run_once()
+    assert darkroom.names("done") == ["a", "b"]
+
+
+def test_it_is_too_late_to_cancel_what_is_made_and_not_for_what_is_under_way(darkroom: Darkroom) -> None:
+    drop(darkroom, "a")
+    drop(darkroom, "b", count=20)
+    story = Story(darkroom)
+
+    def cancel(line: str) -> None:
+        if line == "engine b":
+            for folder in darkroom.working.iterdir():
+                if folder.is_dir():
+                    (folder / "cancel").touch()
+
+    loop = darkroom.loop(Engine(story, cancel), story.disk, once=True)
+    loop.work.clock = iter(range(10**6)).__next__  # it looks around at each event
+    loop.run()
+    assert darkroom.result("a")["status"] == "done"
+    assert darkroom.error("b")["reason"] == "cancelled"
+    assert not (darkroom.done / "a" / "cancel").exists()
+
+
+def test_a_death_of_the_engine_counts_against_the_job_that_it_had(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+    story = Story(darkroom)
+    deaths = iter(range(2))
+
+    def die(line: str) -> None:
+        if line == "engine b" and next(deaths, None) is not None:
+            raise EngineDied("The engine's process was ended by signal SIGSEGV")
+
+    darkroom.run_once(Engine(story, die), story.disk)
+    assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [1, 3]
+    assert [line for line in story.lines if line.startswith("publish")] == ["publish a", "publish b"]
+
+
+def test_an_engine_that_dies_when_all_is_made_costs_the_job_nothing(darkroom: Darkroom) -> None:
+    darkroom.configure(executor={"max_attempts": 1})
+    drop(darkroom, "a", "b", count=2)
+
+    class Dying(FakeExecutor):
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            for event in super().run(job, skip, images):
+                if isinstance(event, Finished):
+                    raise EngineDied("The engine's process was ended by signal SIGSEGV")
+                yield event
+
+    loop = darkroom.run_once(Dying(darkroom.config))
+    assert (loop.work.done, loop.work.failed) == (2, 0)
+    assert [len(darkroom.result(name)["pictures"]) for name in ("a", "b")] == [2, 2]
+
+
+def test_a_fault_of_ours_in_publishing_is_not_blamed_on_the_next_job(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+
+    class Faulty:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_: None
+
+        def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
+            raise ValueError(path.name)
+
+    with pytest.raises(ValueError, match=r"^a$"):
+        darkroom.loop(viewer=Faulty(), once=True).run()
+    assert darkroom.names("done") == ["a"]
+    assert darkroom.names("failed") == []
+    darkroom.run_once()
+    assert darkroom.names("done") == ["a", "b"]
+
+
+def test_an_engine_is_silent_only_as_long_as_it_is_listened_to(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    picture = Picture(0, 7, 64, 64, b"", "png")
+    said = [None, picture, None, None, Ended(None)]
+
+    class Child:
+        jobs, model, process = 0, None, None
+
+        def alive(self) -> bool:
+            return True
+
+        def said(self) -> None:
+            return None
+
+        def send(self, message: Any) -> None:
+            pass
+
+        def receive(self, timeout: float) -> Any:
+            nonlocal now
+            now += timeout
+            return said.pop(0)
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(local.time, "monotonic", lambda: now)
+    executor = LocalExecutor(darkroom.config)
+    executor._child = Child()  # type: ignore[assignment]
+    events = []
+    for event in executor.run(Job.model_construct(model="any")):
+        events.append(event)
+        now += 100 * darkroom.config.engine.stall_s  # such as a full disk, waited out
+    assert events == [Alive(), Alive(), picture, Alive(), Alive()]
