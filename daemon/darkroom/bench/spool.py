@@ -100,16 +100,22 @@ class Daemon:
         self.loop.shutdown()
         self._log.close()
 
-    def do(self, jobs: int) -> float:
-        """Do so many jobs. Returns the seconds they took."""
-        goal = len(self.ended) + jobs
+    def do(self, jobs: int, *, whole: bool = True) -> float:
+        """Do so many jobs. Returns the seconds they took. Unless ``whole``, the last is published with the next one."""
+        goal = self._led() + jobs
         begin = time.perf_counter()
-        while len(self.ended) < goal and self.loop.step():
+        while self._led() < goal and self.loop.step():
             continue
+        if whole:
+            self.loop.work.publish()
         seconds = time.perf_counter() - begin
-        if self.loop.work.failed or len(self.ended) < goal:
+        if self.loop.work.failed or self._led() < goal:
             raise RenderFailed(f"A job of the benchmark did not end well: see {self.root}")
         return seconds
+
+    def _led(self) -> int:
+        """How many jobs have come to their end, published or not."""
+        return len(self.ended) + (self.loop.work.ended is not None)
 
     def do_one(self) -> float:
         """Do one job. Returns the seconds from looking for it to having claimed it."""
