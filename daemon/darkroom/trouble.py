@@ -69,7 +69,8 @@ class Trouble:
             except TROUBLE as trouble:
                 self.pause(trouble)
             else:
-                self.over()
+                if not self.waits():  # for something else, which is yet to be tried again
+                    self.over()
                 return value
             while self.waits():
                 self.rest(self._retry_at - self.clock())
