@@ -181,7 +181,7 @@ def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterat
     tile = min(TILE, max(8, side // 8 * 4))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
-    if vae.dtype != dtype:
+    if next(vae.parameters()).dtype != dtype:  # vae.dtype looks at all of them
         vae.to(dtype=dtype)
     try:
         yield vae

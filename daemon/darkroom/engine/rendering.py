@@ -181,7 +181,7 @@ class Rendering:
         before = sum(one.taken for one in all_passes[:number])
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
-        timesteps = begin_at(scheduler, this.steps - this.taken)
+        timesteps = list(begin_at(scheduler, this.steps - this.taken))
         generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
         arguments = step_arguments(scheduler, generators)
         with self._at_work("denoise", "unet"):
