@@ -66,6 +66,7 @@ LAYERS = [
         "engine.beginning",
         "engine.stepwise",
         "engine.preview",
+        "engine.saving",
     ],
     ["engine.rendering", "engine.flow_rendering", "engine.render", "engine.benchmark"],
     ["executors"],

@@ -52,6 +52,7 @@ class Engine:
         self._under_way = UnderWay(folder)
         self._bound = host.Bound()
         self._saving = False
+        self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -141,6 +142,7 @@ class Engine:
             save_memory=lambda: self._save_memory(pipeline),
             previews=self._previews,
             model_hash=model_hash,
+            saves_beside=self._saves_beside,
         )
         yield from rendering.begin(death, unloaded)
         yield from rendering.run()

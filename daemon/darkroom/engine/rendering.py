@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
+from darkroom.engine.saving import Saving
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
@@ -62,6 +64,7 @@ class Rendering:
         save_memory: Callable[[], None],
         previews: bool = False,
         model_hash: Callable[[], str | None] = lambda: None,
+        saves_beside: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -75,6 +78,7 @@ class Rendering:
         # where somebody looks at what is shown, nothing is shown before
         self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
         self.model_hash = model_hash
+        self.saving = Saving(beside=saves_beside)
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -126,25 +130,28 @@ class Rendering:
 
     def run(self) -> Iterator[Event]:
         """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
-        while self.missing:
-            failure: tuple[str, str, int | None] | None = None
-            try:
-                yield from self._next_batch()
-            except Exception as error:
-                if not devices.is_out_of_memory(error):
-                    raise
-                used = devices.memory_used(self.pipeline.device)
-                failure = (first_line(error), traceback.format_exc(), used)
-            # Here, outside the except block, the exception is gone, and so are the tensors that its traceback held.
-            if failure is not None:
-                yield self._step_down(*failure)
+        with self.saving:
+            while self.missing:
+                failure: tuple[str, str, int | None] | None = None
+                try:
+                    yield from self._next_batch()
+                except Exception as error:
+                    if not devices.is_out_of_memory(error):
+                        yield from self._saved(wait=True)
+                        raise
+                    used = devices.memory_used(self.pipeline.device)
+                    failure = (first_line(error), traceback.format_exc(), used)
+                # Here, outside the except block, the exception is gone, and so are the tensors its traceback held.
+                if failure is not None:
+                    yield from self._saved(wait=True)
+                    yield self._step_down(*failure)
         self.fitting.fitted()
         yield Finished(self.seconds)
 
     def _next_batch(self) -> Iterator[Event]:
         if self.conditioning is None:
             yield from self._encode()
-        batch = self.missing[: self.plan.batch]
+        batch = [index for index in self.missing if index not in self.saving][: self.plan.batch]
         if self.job.hires is not None and not all(index in self.drafts for index in batch):
             if not all(index in self.latents for index in batch):
                 yield from self._denoise(batch, 0)
@@ -153,12 +160,20 @@ class Rendering:
                 yield from self._told()
         if not all(index in self.latents for index in batch):
             yield from self._denoise(batch, len(passes(self.job)) - 1)
+        yield from self._saved(wait=True)  # no more than a batch is on its way
         for index, image in self._decode(batch):
             shown = yield from self._censored(index, image)
-            picture = self._picture(index, shown)
-            self.missing.remove(index)
-            self.drafts.pop(index, None)
+            self.saving.begin(index, partial(self._picture, self.job, index, shown, self.model_hash()))
             yield from self._told()
+            yield from self._saved()
+        if all(index in self.saving for index in self.missing):
+            yield from self._saved(wait=True)
+
+    def _saved(self, *, wait: bool = False) -> Iterator[Event]:
+        """The pictures whose files are made, which are missing no more."""
+        for picture in self.saving.made(wait=wait):
+            self.missing.remove(picture.index)
+            self.drafts.pop(picture.index, None)
             yield picture
 
     def _encode(self) -> Iterator[Event]:
@@ -202,6 +217,7 @@ class Rendering:
                         latents = start.keep(scheduler, latents, None)
                     elif done % scheduler.order == 0:
                         latents = start.keep(scheduler, latents, timesteps[done])
+                yield from self._saved()
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
                 if (preview := self.previews.due(scheduler, done, len(timesteps))) is not None:
@@ -274,11 +290,12 @@ class Rendering:
             yield warning
         return image
 
-    def _picture(self, index: int, image: Image) -> Picture:
+    def _picture(self, job: Job, index: int, image: Image, model_hash: str | None) -> Picture:
+        """Its file, made in a thread of its own: the job may have changed here by then."""
         from darkroom.output import encode as save
         from darkroom.output import extension, thumbnail
 
-        job, seed = self.job, self.job.seed_of(index)
+        seed = job.seed_of(index)
         with self._timed("save"):
             image = resized(image, *final_size(job))
             hashes = self.pipeline.adapters.hashes if self.pipeline.adapters else {}
@@ -287,7 +304,7 @@ class Rendering:
                 job,
                 seed=seed,
                 device=self.description,
-                model_hash=self.model_hash(),
+                model_hash=model_hash,
                 lora_hashes=hashes,
             )
             small = thumbnail(image) if max(image.size) > LARGE else b""
