@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +83,14 @@ def pipeline_of(engine: Engine, name: str = "seedling") -> Pipeline:
     return engine._models.get(name)
 
 
+def _torch_unets() -> int:
+    """How many are in memory."""
+    from diffusers import UNet2DConditionModel
+
+    gc.collect()
+    return sum(type(found) is UNet2DConditionModel for found in gc.get_objects())
+
+
 JOBS: dict[str, dict[str, Any]] = {
     "its native size": {},
     "a size whose latents are odd": {"width": 136, "height": 72},
@@ -124,10 +131,11 @@ def test_every_kind_of_unet_predicts_what_torch_s_does(tmp_path: Path, family: s
         config = json.loads((folder / "unet/config.json").read_text()) | {"time_cond_proj_dim": 16}
         kind.from_config(config).save_pretrained(folder / "unet")
     job = make_job(model="tiny")
-    engine = make_engine(tmp_path, models={"tiny": folder})
+    engine, before = make_engine(tmp_path, models={"tiny": folder}), _torch_unets()
     events = render(engine, job)
     assert codes(events) == ["openvino_converted"]
     assert isinstance(pipeline_of(engine, "tiny").loaded["unet"], Served)
+    assert _torch_unets() == before, "torch's weights are in memory beside OpenVINO's"
     plain = Engine(make_config(tmp_path, {"tiny": folder}))
     assert difference(pictures(events), pictures(render(plain, job))) <= 2
 
@@ -233,26 +241,6 @@ def test_a_job_that_ended_the_process_is_tried_again_with_torch(cache: Path) -> 
     engine._under_way.begin("test")  # and never ended
     events = render(make_engine(cache), make_job(**HEART))
     assert codes(events) == ["openvino_unused"] and "attempt before" in warned(events)[0].message
-
-
-def test_a_damaged_conversion_is_made_anew_and_torch_s_weights_leave_memory(cache: Path, tmp_path: Path) -> None:
-    shutil.copytree(cache / "cache/openvino", tmp_path / "cache/openvino")
-    engine, before = make_engine(tmp_path), _torch_unets()
-    key = pipeline_of(engine).openvino.key  # type: ignore[union-attr]
-    weights = tmp_path / "cache/openvino" / key / "unet.bin"
-    content = weights.read_bytes()
-    weights.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    assert pictures(render(engine, make_job(**HEART)))
-    assert weights.read_bytes() == content
-    assert _torch_unets() == before
-
-
-def _torch_unets() -> int:
-    """How many are in memory."""
-    from diffusers import UNet2DConditionModel
-
-    gc.collect()
-    return sum(type(found) is UNet2DConditionModel for found in gc.get_objects())
 
 
 def test_each_model_and_each_state_of_its_weights_is_kept_by_itself(tmp_path: Path) -> None:

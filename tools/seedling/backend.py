@@ -26,9 +26,7 @@ from darkroom.events import Finished, Picture
 from darkroom.job import parse_fields, resolve
 
 BACKENDS = (("torch", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-EVERY = 2
-"""So many prompts of the evaluation make one here."""
-ROUNDS = 9
+ROUNDS = 5
 
 
 class Painter:
@@ -72,7 +70,7 @@ def gain(painters: list[Painter]) -> dict[str, dict[str, float]]:
     return {name: {"picture": ratio(0, own), "denoise": ratio(1, own)} for name, own in spent.items()}
 
 
-def cost(painters: list[Painter], judge: judges.Judge) -> dict[str, dict[str, float]]:
+def cost(painters: list[Painter], judge: judges.Judge, every: int) -> dict[str, dict[str, float]]:
     """The evaluation's figures of each, and how far its pictures are from the first painter's."""
     figures: dict[str, dict[str, float]] = {}
     first: list[list[Image.Image]] = []
@@ -80,7 +78,7 @@ def cost(painters: list[Painter], judge: judges.Judge) -> dict[str, dict[str, fl
         scores: dict[str, float] = {}
         ratios: list[float] = []
         for number, (prompts, score) in enumerate(evaluate.SCORED[:-1]):  # all but other sizes
-            asked = prompts()[::EVERY]
+            asked = prompts()[::every]
             painted = [painter.paint(one.text, 1000 + seed) for seed, one in enumerate(asked)]
             if painter is painters[0]:
                 first.append(painted)
@@ -102,12 +100,13 @@ def psnr(ours: Image.Image, theirs: Image.Image) -> float:
 
 
 def main() -> None:
-    """Print both as JSON."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--judge", type=Path, required=True, help="where the trained classifier is, or is put")
-    judge = judges.load_or_train(parser.parse_args().judge)
+    parser.add_argument("--every", type=int, default=2, help="so many prompts of the evaluation make one here")
+    options = parser.parse_args()
+    judge = judges.load_or_train(options.judge)
     painters = [Painter(backend, dtype) for backend, dtype in BACKENDS]
-    told: dict[str, Any] = {"times_faster": gain(painters), "percent": cost(painters, judge)}
+    told: dict[str, Any] = {"times_faster": gain(painters), "percent": cost(painters, judge, options.every)}
     print(json.dumps(told, indent=2))
 
 

@@ -173,7 +173,8 @@ class OpenVino:
 
     def open(self) -> Served:
         """From the disk, converted if it is not there. Raises Unserved."""
-        return _attempt(lambda: Served(self._folder() / FILE, self.config, self.precision))
+        served: Served = _attempt(lambda: Served(self._folder() / FILE, self.config, self.precision))
+        return served
 
     def describe(self) -> str:
         """What is added to the device's description."""
@@ -309,5 +310,6 @@ def _attempt(work: Callable[[], Any]) -> Any:
     except DarkroomError:
         raise
     except Exception as error:
-        because = first_line(error)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        because = f"{type(error).__name__}: {lines[-1] if lines else '?'}"  # OpenVINO's own come with a trail before
     raise Unserved(because)  # here the exception is gone, and so is what its traceback held

@@ -76,6 +76,7 @@ class Engine:
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
         finally:
+            self._rendering = None
             self._bound.lift()
             if self._adapted is not None:
                 self._adapted.adapt(None)
@@ -116,12 +117,12 @@ class Engine:
     def _render(
         self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None, images: Images
     ) -> Iterator[Event]:
+        begin = time.monotonic()
         pipeline = self._models.get(job.model)
         yield from self._adapt(pipeline, job)
         yield from self._choose_backend(pipeline, died=death is not None)
-        self._rendering = None
         try:
-            yield from self._attempt(pipeline, job, skip, stopping, death, images)
+            yield from self._attempt(pipeline, job, skip, stopping, death, images, begin)
             return
         except Unserved as error:
             because = str(error)
@@ -133,7 +134,7 @@ class Engine:
         pipeline.serve(False)
         devices.free_memory(self._device)
         yield Warned("openvino_failed", f"OpenVINO failed, and torch did the rest: {because}")
-        yield from self._attempt(pipeline, job, skip, stopping, None, images)
+        yield from self._attempt(pipeline, job, skip, stopping, None, images, time.monotonic())
 
     def _choose_backend(self, pipeline: Pipeline, *, died: bool) -> Iterator[Warned]:
         """Who runs the UNet in this job; said where it is not whom the config wants, or where that takes a while."""
@@ -156,9 +157,9 @@ class Engine:
         stopping: Stopping,
         death: Death | None,
         images: Images,
+        begin: float,
     ) -> Iterator[Event]:
-        """Raises Unserved where OpenVINO, which was to run the UNet, cannot."""
-        begin = time.monotonic()
+        """With the pipeline as it is, ``begin`` being when its loading did. Raises Unserved where OpenVINO fails."""
         model_hash = self._model_hash(job, stopping)
         needed = set(pipeline.loaders)
         if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
