@@ -136,8 +136,10 @@ class Pipeline:
         """A part, read from the disk if it is not in memory. Raises what its loader raises."""
         if name not in self.loaded:
             before = host.anonymous_bytes()
-            served = self.openvino is not None and self.served and name == "unet"
-            self.loaded[name] = part = self.openvino.open() if served else self.loaders[name]()
+            load = self.loaders[name]
+            if name == "unet" and self.served and self.openvino is not None:
+                load = self.openvino.open
+            self.loaded[name] = part = load()
             after = host.anonymous_bytes()
             weights = [*part.parameters(), *part.buffers()]
             sizes = [weight.numel() * weight.element_size() for weight in weights]
