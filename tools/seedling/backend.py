@@ -87,9 +87,9 @@ def cost(painters: list[Painter], judge: judges.Judge, every: int) -> dict[str, 
         figures[painter.name] = {
             **{name: round(100 * value, 1) for name, value in scores.items()},
             "prompts": len(ratios),
-            "psnr_median": round(statistics.median(ratios), 1),
-            "psnr_worst": round(min(ratios), 1),
         }
+        if painter is not painters[0]:
+            figures[painter.name] |= {"psnr_median": round(statistics.median(ratios), 1), "psnr_worst": min(ratios)}
     return figures
 
 
