@@ -162,7 +162,8 @@ class Frame(Comparison):
 
         for kind, name, answer in ((UNet2DConditionModel, "forward", at_once), (AutoencoderKL, "decode", grey)):
             setattr(kind, name, answer)
-        super().__init__(config)
+        settings = config.engine.model_copy(update={"backend": "torch"})  # whose UNet it is that answers
+        super().__init__(config.model_copy(update={"engine": settings}))
 
     def _rates(self, job: Job, step: float | None) -> Seconds:
         return {}
