@@ -21,6 +21,7 @@ TORCHLESS = [
     "engine.underway",
     "engine.fitting",
     "engine.fetching",
+    "engine.conversions",
 ]
 """The engine's rules, as opposed to its arithmetic."""
 
@@ -53,6 +54,7 @@ LAYERS = [
         "engine.architectures",
         "engine.lora",
         "engine.readings",
+        "engine.openvino",
         "engine.pipeline",
         "engine.safety",
         "engine.prompt",
@@ -92,7 +94,7 @@ LAYERS = [
 
 RANKS = {name: (row, column) for row, names in enumerate(LAYERS) for column, name in enumerate(names)}
 
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel"}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel", "openvino"}
 
 
 def modules() -> list[str]:
