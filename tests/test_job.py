@@ -53,6 +53,7 @@ def test_every_field_can_be_said() -> None:
         "num_inference_steps": 20,
         "guidance_scale": 7,
         "guidance_interval": [0.1, 0.8],
+        "reuse_features": 3,
         "seed": 2**64 - 1,
         "width": 512,
         "height": 64,

@@ -39,12 +39,14 @@ def noise(pipeline: Pipeline, width: int, height: int, generators: list[torch.Ge
 class Denoiser:
     """The UNet with everything but latents and time already in its hands.
 
-    ``size`` is width and height in pixels; ``beside`` are channels that it takes with the latents, if it does.
+    ``unet`` is the pipeline's, or what is called in its place; ``size`` is width and height in pixels; ``beside`` are
+    channels that it takes with the latents, if it does.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
+        unet: Callable[..., Any],
         job: Job,
         conditioning: Conditioning,
         size: tuple[int, int],
@@ -52,7 +54,7 @@ class Denoiser:
         beside: torch.Tensor | None = None,
     ) -> None:
         positive, negative = conditioning.positive, conditioning.negative
-        self._unet = pipeline.unet
+        self._unet = unet
         self._dtype = pipeline.dtype
         self._scale = job.guidance_scale
         self._guided = negative is not None

@@ -26,6 +26,7 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
+from darkroom.engine.reuse import looking, unfit
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
 from darkroom.engine.underway import Death, UnderWay
@@ -188,9 +189,13 @@ class Rendering:
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
             latents = start.latents
             size = (this.width, this.height)
+            if (warning := unfit(pipeline.unet, job)) is not None:
+                self.job = job = job.model_copy(update={"reuse_features": None})
+                yield warning
+            unet = looking(pipeline.unet, job)
             # the second of them looks with guidance, the first without it
             denoisers = [
-                self.previews.watch(Denoiser(pipeline, job, texts, size, len(batch), start.beside))
+                self.previews.watch(Denoiser(pipeline, unet, job, texts, size, len(batch), start.beside))
                 for texts in (replace(self.conditioning, negative=None), self.conditioning)
             ]
             for done, timestep in enumerate(timesteps, 1):
@@ -208,7 +213,7 @@ class Rendering:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoisers, start
+            del denoisers, unet, start
         self._denoised(batch, latents)
 
     def _denoised(self, batch: list[int], latents: Any) -> None:

@@ -105,6 +105,7 @@ class Request(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=150)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
     guidance_interval: Interval | None = None
+    reuse_features: Annotated[int, Field(ge=1, le=10)] | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
     width: Side | None = None
     height: Side | None = None
@@ -149,6 +150,8 @@ class Job(BaseModel):
     guidance_scale: float
     guidance_interval: Interval | None = None
     """Which part of the steps has guidance; None is all of them."""
+    reuse_features: int | None = None
+    """The UNet's deep layers are computed in every so many looks alone; None and 1 are all of them."""
     seed: int
     width: int
     height: int
