@@ -193,16 +193,16 @@ class Rendering:
                 self.job = job = job.model_copy(update={"reuse_features": None})
                 yield warning
             unet = looking(pipeline.unet, job)
-            # the second of them looks with guidance, the first without it
-            denoisers = [
-                self.previews.watch(Denoiser(pipeline, unet, job, texts, size, len(batch), start.beside))
-                for texts in (replace(self.conditioning, negative=None), self.conditioning)
-            ]
+            guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
+            texts = {True: self.conditioning, False: replace(self.conditioning, negative=None)}
+            denoisers = {
+                which: self.previews.watch(Denoiser(pipeline, unet, job, texts[which], size, len(batch), start.beside))
+                for which in set(guided)
+            }
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
-                denoiser = denoisers[is_guided_in(job, this, step_of(scheduler, done - 1))]
                 with self._timed("denoise"):
-                    latents = step(denoiser, scheduler, timestep, latents, arguments)
+                    latents = step(denoisers[guided[done - 1]], scheduler, timestep, latents, arguments)
                     if done == len(timesteps):
                         latents = start.keep(scheduler, latents, None)
                     elif done % scheduler.order == 0:
