@@ -175,8 +175,8 @@ def test_an_lcm_lora_is_applied_to_every_layer_that_it_changes(engine: Engine, f
             continue
         changed.add(target)
         kohya, shape = f"lora_unet_{name.replace('.', '_')}", layer.weight.shape
-        tensors[f"{kohya}.lora_down.weight"] = 0.05 * random(2, *shape[1:])
-        tensors[f"{kohya}.lora_up.weight"] = 0.05 * random(shape[0], 2, *(1 for _ in shape[2:]))
+        tensors[f"{kohya}.lora_down.weight"] = 0.2 * random(2, *shape[1:])
+        tensors[f"{kohya}.lora_up.weight"] = 0.2 * random(shape[0], 2, *(1 for _ in shape[2:]))
         tensors[f"{kohya}.alpha"] = torch.tensor(1.0)
     assert changed == set(LCM_TARGETS)
     save_file(tensors, folder / "lcm.safetensors")

@@ -68,6 +68,7 @@ def test_every_field_can_be_said() -> None:
         "strength": 0.5,
         "hires": {"scale": 1.5, "strength": 0.4, "steps": 10},
         "upscale": 2.0,
+        "decoder": "tiny",
         "long_prompt": "truncate",
         "on_oom": "fail",
         "output_format": "webp",

@@ -256,13 +256,15 @@ class Rendering:
         from PIL import Image
 
         assert self.originals is not None
+        by = "tiny_vae" if self.job.decoder == "tiny" else "vae"
         together = len(batch) if self.plan.vae == "whole" else 1
         for start in range(0, len(batch), together):
             stop_if(self.stopping)
             group = batch[start : start + together]
             latents = torch.cat([self.latents[index] for index in group])
-            with self._timed("decode"), self._at_work("decode", "vae"):
-                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=self.originals.black)
+            with self._timed("decode"), self._at_work("decode", by):
+                black = self.originals.black
+                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=black, by=by)
             self.helped = self.helped or helped
             for index, picture in zip(group, pixels, strict=True):
                 yield index, self.originals.kept(Image.fromarray(picture.numpy()))

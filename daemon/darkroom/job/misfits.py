@@ -22,6 +22,7 @@ def misfits(job: Job, flow: Flow) -> list[FieldError]:
             (job.reuse_features or 1) > 1,
             f"darkroom computes all of {flow.name} models in every step",
         ),
+        "decoder": (job.decoder == "tiny", f"darkroom has no tiny VAE for {flow.name} models"),
         "hires": (job.hires is not None, f"darkroom makes pictures of {flow.name} models in one pass"),
     }
     unfit = f"{flow.name} models need multiples of {flow.grain}"

@@ -47,6 +47,7 @@ Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_
 LongPrompt = Literal["chunk", "truncate"]
 OnOom = Literal["degrade", "fail"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+Decoder = Literal["full", "tiny"]
 
 
 Images = Mapping[str, bytes]
@@ -120,6 +121,7 @@ class Request(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     hires: Hires | None = None
     upscale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] | None = None
+    decoder: Decoder | None = None
     long_prompt: LongPrompt | None = None
     on_oom: OnOom | None = None
     output_format: OutputFormat | None = None
@@ -170,6 +172,8 @@ class Job(BaseModel):
     hires: Hires | None = None
     upscale: float | None = None
     """The finished picture is enlarged so many times."""
+    decoder: Decoder | None = None
+    """Whether the model's tiny VAE makes the pixels; None and ``full`` are its own."""
     long_prompt: LongPrompt
     on_oom: OnOom
     output_format: OutputFormat
