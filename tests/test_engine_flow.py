@@ -367,6 +367,8 @@ def test_what_the_family_cannot_do_is_refused_by_its_field(config: Config, field
         {"init_image": "x.png"},
         {"hires": Hires()},
         {"guidance_interval": (0.1, 0.8)},
+        {"reuse_features": 2},
+        {"decoder": "tiny"},
     ],
 )
 def test_so_is_what_only_unets_can_do(fields: dict[str, Any]) -> None:

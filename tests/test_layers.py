@@ -64,6 +64,7 @@ LAYERS = [
         "engine.models",
         "engine.schedulers",
         "engine.samplers",
+        "engine.reuse",
         "engine.diffusion",
         "engine.beginning",
         "engine.stepwise",

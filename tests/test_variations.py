@@ -208,6 +208,11 @@ def test_an_interval_varies_and_may_be_none() -> None:
     )
 
 
+def test_features_may_be_reused_in_some_cells_and_not_in_others() -> None:
+    varied = job(matrix={"reuse_features": [None, 1, 3]})
+    assert [varied.at(cell).reuse_features for cell in range(3)] == [None, 1, 3]
+
+
 def test_cells_with_and_without_an_interval_and_two_passes_are_made_again(darkroom: Darkroom) -> None:
     cells = [{"hires": {"scale": 1.5}}, {"guidance_interval": [0.1, 0.8]}, {"seed": 2}]
     darkroom.drop("cat.json", SMALL | {"seed": 1, "cells": cells})

@@ -96,6 +96,8 @@ class ModelEntry(ModelDefaults):
     """For a checkpoint: a folder of the same family, by its model's name or, with a slash in it, by its path."""
     vae: Path | None = None
     """Another VAE than the model's own: a diffusers folder of one, or a ``*.safetensors`` file."""
+    tiny_vae: Path | None = None
+    """A small decoder beside it, for jobs that ask for one: a diffusers folder of an ``AutoencoderTiny``."""
 
     safety: Safety | None = None
     """What happens to pictures that the safety checker flags; None is as ``[models] safety`` says."""

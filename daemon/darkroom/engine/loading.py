@@ -67,6 +67,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
     loaders = of_dtype(dtype)
     if model.configured.vae is not None:
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
+    if model.configured.tiny_vae is not None:
+        loaders["tiny_vae"] = _tiny_vae(model, model.configured.tiny_vae, vae_config, dtype)
     if safety != "off":
         loaders["safety_checker"] = _checker(model, dtype)
     if tiles_attention(settings, device, dtype, workload):
@@ -231,6 +233,24 @@ def _other_vae(model: Model, place: Path, dtype: torch.dtype) -> Load:
         f'The model "{model.name}" is to use the VAE {place}, which is neither a safetensors file nor a folder with a '
         "config.json; mend vae in its section of config.toml"
     )
+
+
+def _tiny_vae(model: Model, folder: Path, vae_config: dict[str, Any], dtype: torch.dtype) -> Load:
+    """Raises ModelUnavailable where it is none, or of other latents than the model's."""
+    from diffusers import AutoencoderTiny
+
+    mend = "mend tiny_vae in its section of config.toml"
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(f'The model "{model.name}" has no tiny VAE in {folder}: {mend}')
+    config = Model(model.name, folder, model.configured).read("config.json")
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise ModelUnavailable(f'What {folder} holds is no AutoencoderTiny, for the model "{model.name}": {mend}')
+    channels = config.get("latent_channels", 4), vae_config.get("latent_channels", 4)
+    if channels[0] != channels[1] or len(config["decoder_block_out_channels"]) != len(vae_config["block_out_channels"]):
+        raise ModelUnavailable(
+            f'The tiny VAE in {folder} is for other latents than those of the model "{model.name}": {mend}'
+        )
+    return lambda: _load_part(model, folder, AutoencoderTiny.from_pretrained, dtype)
 
 
 def _checker(model: Model, dtype: torch.dtype) -> Load:

@@ -271,7 +271,8 @@ class Pipeline:
         return {
             "texts": sum(size(name, 0) for name in self.text_encoder_names),
             "denoiser": size(denoiser, 0),
-            "vae": size("vae", 0) * (2 if self.vae_upcast else 1) + size("safety_checker", 0),
+            "vae": size("vae", 0) * (2 if self.vae_upcast else 1)
+            + sum(size(name, 0) for name in ("tiny_vae", "safety_checker")),
         }
 
 

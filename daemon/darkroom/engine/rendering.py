@@ -27,6 +27,7 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
+from darkroom.engine.reuse import looking, unfit
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
 from darkroom.engine.saving import Saving
@@ -203,10 +204,14 @@ class Rendering:
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
             latents = start.latents
             size = (this.width, this.height)
+            if (warning := unfit(pipeline.unet, job)) is not None:
+                self.job = job = job.model_copy(update={"reuse_features": None})
+                yield warning
+            unet = looking(pipeline.unet, job)
             guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
             texts = {True: self.conditioning, False: replace(self.conditioning, negative=None)}
             denoisers = {
-                which: self.previews.watch(Denoiser(pipeline, job, texts[which], size, len(batch), start.beside))
+                which: self.previews.watch(Denoiser(pipeline, unet, job, texts[which], size, len(batch), start.beside))
                 for which in set(guided)
             }
             for done, timestep in enumerate(timesteps, 1):
@@ -224,7 +229,7 @@ class Rendering:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoisers, start
+            del denoisers, unet, start
         self._denoised(batch, latents)
 
     def _denoised(self, batch: list[int], latents: Any) -> None:
@@ -267,13 +272,15 @@ class Rendering:
         from PIL import Image
 
         assert self.originals is not None
+        by = "tiny_vae" if self.job.decoder == "tiny" else "vae"
         together = len(batch) if self.plan.vae == "whole" else 1
         for start in range(0, len(batch), together):
             stop_if(self.stopping)
             group = batch[start : start + together]
             latents = torch.cat([self.latents[index] for index in group])
-            with self._timed("decode"), self._at_work("decode", "vae"):
-                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=self.originals.black)
+            with self._timed("decode"), self._at_work("decode", by):
+                black = self.originals.black
+                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=black, by=by)
             self.helped = self.helped or helped
             for index, picture in zip(group, pixels, strict=True):
                 yield index, self.originals.kept(Image.fromarray(picture.numpy()))

@@ -47,6 +47,7 @@ Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_
 LongPrompt = Literal["chunk", "truncate"]
 OnOom = Literal["degrade", "fail"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+Decoder = Literal["full", "tiny"]
 
 
 Images = Mapping[str, bytes]
@@ -105,6 +106,7 @@ class Request(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=150)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
     guidance_interval: Interval | None = None
+    reuse_features: Annotated[int, Field(ge=1, le=10)] | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
     width: Side | None = None
     height: Side | None = None
@@ -119,6 +121,7 @@ class Request(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     hires: Hires | None = None
     upscale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] | None = None
+    decoder: Decoder | None = None
     long_prompt: LongPrompt | None = None
     on_oom: OnOom | None = None
     output_format: OutputFormat | None = None
@@ -149,6 +152,8 @@ class Job(BaseModel):
     guidance_scale: float
     guidance_interval: Interval | None = None
     """Which part of the steps has guidance; None is all of them."""
+    reuse_features: int | None = None
+    """The UNet's deep layers are computed in every so many looks alone; None and 1 are all of them."""
     seed: int
     width: int
     height: int
@@ -167,6 +172,8 @@ class Job(BaseModel):
     hires: Hires | None = None
     upscale: float | None = None
     """The finished picture is enlarged so many times."""
+    decoder: Decoder | None = None
+    """Whether the model's tiny VAE makes the pixels; None and ``full`` are its own."""
     long_prompt: LongPrompt
     on_oom: OnOom
     output_format: OutputFormat
