@@ -496,13 +496,20 @@ def test_the_end_of_the_daemon_waits_for_it_a_moment_at_most(
     darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "FINISH_S", 0.3)
-    fill(darkroom, 3000)
-    made = make(darkroom)
+    fill(darkroom, 500)
+    clock = Clock()
+
+    def hundredths() -> float:
+        clock.now += 0.01
+        return clock.now
+
+    made = make(darkroom, hundredths)
     for folder in sorted(darkroom.done.glob("r*")):
         made.add(folder)
-    begin = time.monotonic()
+    begin = clock.now
     made.finish()
-    assert time.monotonic() - begin < 2
+    assert clock.now - begin < 0.6
+    assert made.wait_s() == 0, "there was more to be done"
 
 
 # ---------------------------------------------------------------- in a browser
