@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
+from darkroom.cli.status import count
 from darkroom.config import Limits
 from darkroom.dropped import read
 from darkroom.errors import InvalidRequest, Unfinished
@@ -251,6 +252,17 @@ def test_a_name_that_is_taken_in_the_last_moment_leads_to_another(darkroom: Dark
     darkroom.run_once(disk=Disk(observe))
     assert darkroom.result("night~2/0001")["status"] == "done"
     assert darkroom.names("working") == []
+
+
+def test_the_status_counts_jobs_as_the_daemon_does(darkroom: Darkroom) -> None:
+    darkroom.drop("night.json", [{"prompt": "a"} | SMALL, {"promt": "b"}])  # type: ignore[arg-type]
+    darkroom.drop("team/list.json")
+    darkroom.run_once()
+    darkroom.drop("night.json", [{"prompt": "a"} | SMALL])  # type: ignore[arg-type]
+    loop = darkroom.run_once()
+    assert darkroom.result("night~2/list")["entries"] == 1
+    counts = count(loop.spool)
+    assert (counts["done"], counts["failed"]) == (3, 1)
 
 
 def claimed(darkroom: Darkroom) -> list[str]:

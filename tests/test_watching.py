@@ -143,7 +143,7 @@ def test_what_went_wrong_and_was_overcome_is_shown(darkroom: Darkroom) -> None:
     spool.close()
     assert "the disk is full [really]" in shown
     assert "[limits] max_widht: no such key" in shown
-    assert "2 engine restarts, 1 verdicts that nobody could be told" in shown
+    assert "2 engine restarts, 1 verdict that nobody could be told" in shown
 
 
 def test_progress_with_a_speed_is_shown_with_the_time_left(darkroom: Darkroom) -> None:
