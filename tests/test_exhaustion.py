@@ -143,7 +143,7 @@ print(json.dumps(said))
 """
     failed = told(WIDE + script, tmp_path)
     assert isinstance(failed, str)
-    assert "Not even 1 picture of 2048×1024 at a time, 1 steps" in failed
+    assert "Not even 1 picture of 2048×1024 at a time, 1 step, " in failed
     assert '"on_oom": "degrade" lets the picture be made smaller' in failed
 
 

@@ -115,7 +115,10 @@ def settle(made: Page, clock: Clock, seconds: float = 200.0) -> None:
 def test_of_a_matrix_all_pictures_are_its_grid(darkroom: Darkroom) -> None:
     darkroom.drop("cats.json", {"prompt": "a cat", "steps": 1, "width": 64, "height": 64, "matrix": {"seed": [1, 2]}})
     darkroom.run_once()
-    assert darkroom.done / "cats" / "cats-grid.jpg" in index(darkroom).links()
+    seen = index(darkroom)
+    assert darkroom.done / "cats" / "cats-grid.jpg" in seen.links()
+    assert "1 step" in seen.cards[0]
+    assert "1 steps" not in seen.cards[0]
 
 
 def test_every_result_is_a_card_newest_first_with_its_picture_and_what_it_was_made_of(darkroom: Darkroom) -> None:
