@@ -454,6 +454,17 @@ def test_a_crash_at_any_call_leaves_a_page_that_is_put_right(darkroom: Darkroom)
     assert at > 20
 
 
+@pytest.mark.parametrize("total", ["1e999", "-1e999", "NaN", "1" + 400 * "0", "true", '"1"'])
+def test_a_result_of_whatever_seconds_keeps_no_other_off_the_page(darkroom: Darkroom, total: str) -> None:
+    put(darkroom, "cat")
+    result = put(darkroom, "odd", picture=True) / "result.json"
+    result.write_text(result.read_text().replace("1.2", total))
+    clock = Clock()
+    settle(make(darkroom, clock), clock)
+    assert len(index(darkroom).cards) == 2
+    assert "page.trouble" not in darkroom.log.events()
+
+
 def test_it_is_rewritten_every_few_seconds_at_most(darkroom: Darkroom) -> None:
     written: list[float] = []
     clock = Clock()
