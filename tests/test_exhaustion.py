@@ -62,7 +62,7 @@ render(engine, make_job(**small))
 def told(script: str, tmp_path: Path, *arguments: str) -> Any:
     """What a script says of itself, in JSON, in its last line."""
     command = [sys.executable, "-c", PREPARED + script, str(tmp_path), *arguments]
-    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 
@@ -286,7 +286,7 @@ def test_an_engine_that_the_kernel_kills_is_started_again_a_rung_lower_and_the_j
     watcher.start()
     environment = ENVIRONMENT | {"DARKROOM_ENGINE__CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "darkroom", "run", "--once", "--root", str(darkroom.root)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, preexec_fn=enter)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, preexec_fn=enter)
     watcher.join(1)
     assert "oom_kill 0" not in (group / "memory.oom_control").read_text().splitlines(), ran.stdout
     large, small = darkroom.result("large"), darkroom.result("small")
@@ -320,7 +320,7 @@ def test_a_job_that_the_kernel_kills_each_time_is_out_of_memory_and_the_next_one
         (group / "cgroup.procs").write_text(str(os.getpid()))
 
     command = [sys.executable, "-c", HUNGRY, str(tmp_path / "hungry")]
-    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=enter)
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, preexec_fn=enter)
     assert ran.returncode == 0, ran.stderr
     error = json.loads((tmp_path / "hungry/failed/a/error.json").read_bytes())
     assert (error["reason"], error["attempts"]) == ("out-of-memory", 3)
