@@ -16,7 +16,7 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, holder, is_held, results
+from darkroom.spool import Spool, holder, is_held, is_of_list, results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,10 +67,10 @@ def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]
 
 
 def count(spool: Spool) -> dict[str, int]:
-    """How much lies in the folders."""
+    """How many jobs lie in the folders: a list is none, as in the daemon's counters."""
 
     def published(base: Path) -> int:
-        return sum(1 for _ in results(base)) if base.is_dir() else 0
+        return sum(not is_of_list(*each) for each in results(base)) if base.is_dir() else 0
 
     return {"waiting": spool.waiting(), "done": published(spool.done), "failed": published(spool.failed)}
 
@@ -243,9 +243,9 @@ def _memory(daemon: dict[str, Any]) -> str:
 def _mishaps(daemon: dict[str, Any]) -> str:
     """What went wrong and was overcome since the daemon was started."""
     names = {
-        "engine_restarts": "engine restarts",
-        "fallbacks": "steps down in memory",
-        "missed_events": "missed notifications",
-        "untold": "verdicts that nobody could be told",
+        "engine_restarts": ("engine restart", "engine restarts"),
+        "fallbacks": ("step down in memory", "steps down in memory"),
+        "missed_events": ("missed notification", "missed notifications"),
+        "untold": ("verdict that nobody could be told", "verdicts that nobody could be told"),
     }
-    return ", ".join(f"{daemon[key]:,} {name}" for key, name in names.items() if daemon.get(key))
+    return ", ".join(f"{daemon[key]:,} {name[daemon[key] != 1]}" for key, name in names.items() if daemon.get(key))
