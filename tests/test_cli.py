@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +441,53 @@ def test_check_looks_at_every_entry_of_a_list(darkroom: Darkroom, tmp_path: Path
         f'✗ {path}: entry 2: model: there is no model "seeding" (did you mean seedling?)',
         f"✗ {path}: line 3, column 27: steps: must be at least 1",
     ]
+
+
+def at_a_terminal(darkroom: Darkroom, *arguments: str) -> str:
+    """What a terminal of 60 columns is sent that shows no colours."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
+    mine, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    process = subprocess.Popen(
+        command(darkroom, *arguments), stdout=its, stderr=its, env=environment | {"NO_COLOR": "1", "TERM": "dumb"}
+    )
+    os.close(its)
+    said = b""
+    with suppress(OSError):  # how it ends on Linux
+        while heard := os.read(mine, 4096):
+            said += heard
+    os.close(mine)
+    process.wait()
+    return said.decode()
+
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J"
+
+
+def test_no_name_and_no_word_of_a_job_steers_the_terminal(darkroom: Darkroom, tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"prompt": "x", "model": HOSTILE}))
+    (darkroom.inbox / "bad.json").write_bytes(job.read_bytes())
+    said = [at_a_terminal(darkroom, "check", str(job)), at_a_terminal(darkroom, "submit", str(job))]
+    call(darkroom, "run", "--once", code=1)
+    (darkroom.inbox / f"{HOSTILE}.json").write_text("{}")
+    said += [at_a_terminal(darkroom, "logs", "bad"), at_a_terminal(darkroom, "cancel", f"{HOSTILE}.json")]
+    report = json.loads((darkroom.root / "health.json").read_text())
+    report |= {"host": "another", "updated_at": "2999-01-01T00:00:00Z", "state": "paused", "why": HOSTILE}
+    (darkroom.root / "health.json").write_text(json.dumps(report))
+    said.append(at_a_terminal(darkroom, "status"))
+    for text in said:
+        assert r"a\x1b]0;owned\x07\x1b[2J" in text.replace("\r\n", ""), text
+        assert not set("\x1b\x07") & set(text), text
+
+
+def test_a_letter_that_the_terminal_does_not_know_is_spelled_out(
+    darkroom: Darkroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "job.json"
+    job.write_text('{"prompt": "x"}')
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert call(darkroom, "check", str(job)).stdout == f"\\u2713 {job}\n"
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    missing = call(darkroom, "cancel", "--json", "caf\udce9", code=1).stdout
+    assert json.loads(missing) == {"caf\udce9": []}

@@ -26,7 +26,7 @@ TORCHLESS = [
 """The engine's rules, as opposed to its arithmetic."""
 
 LAYERS = [
-    ["errors", "events", "strict_json", "systemd", "processes"],
+    ["errors", "events", "strict_json", "systemd", "processes", "visible"],
     [
         "config",
         "sampling",

@@ -49,7 +49,7 @@ def _web_address(text: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class Folders(_Section):
@@ -247,20 +247,20 @@ class Notify(_Section):
 class Config(_Section):
     """The whole configuration, frozen. Made by ``load``."""
 
-    folders: Folders = Folders()
-    models: Models = Models()
-    executor: ExecutorSettings = ExecutorSettings()
-    engine: EngineSettings = EngineSettings()
-    limits: Limits = Limits()
-    prompts: Prompts = Prompts()
+    folders: Folders = Folders.model_construct()
+    models: Models = Models.model_construct()
+    executor: ExecutorSettings = ExecutorSettings.model_construct()
+    engine: EngineSettings = EngineSettings.model_construct()
+    limits: Limits = Limits.model_construct()
+    prompts: Prompts = Prompts.model_construct()
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """``[presets.NAME]``: fields of a job. See ``job.read_presets``."""
-    intake: IntakeSettings = IntakeSettings()
-    output: Output = Output()
-    log: Log = Log()
-    retention: Retention = Retention()
-    metrics: MetricsSettings = MetricsSettings()
-    notify: Notify = Notify()
+    intake: IntakeSettings = IntakeSettings.model_construct()
+    output: Output = Output.model_construct()
+    log: Log = Log.model_construct()
+    retention: Retention = Retention.model_construct()
+    metrics: MetricsSettings = MetricsSettings.model_construct()
+    notify: Notify = Notify.model_construct()
 
     @model_validator(mode="before")
     @classmethod

@@ -72,7 +72,7 @@ NO_PICTURES: Mapping[str, Given] = MappingProxyType({})
 class LoraUse(BaseModel):
     """One LoRA in a job: its name in ``loras_dir``, and how strongly it is applied (1 is as it was trained)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     name: Annotated[Text, Field(min_length=1, max_length=200)]
     weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
@@ -89,7 +89,7 @@ class Hires(BaseModel):
     ``steps`` are those of the second pass; None is as many as of the first.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     scale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] = 2.0
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.6
@@ -99,7 +99,7 @@ class Hires(BaseModel):
 class Request(BaseModel):
     """A job as it was asked: every field but the prompt may be left out. See docs/jobs.md for each."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), defer_build=True)
 
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)]
     negative_prompt: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
@@ -143,7 +143,7 @@ class Job(BaseModel):
     cell's after the other's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
     id: str
     prompt: str
@@ -224,7 +224,7 @@ class Job(BaseModel):
 class PictureRecord(BaseModel):
     """One picture in result.json."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     file: str
     sha256: str
@@ -239,7 +239,7 @@ class PictureRecord(BaseModel):
 class Result(BaseModel):
     """result.json: what was asked, what was done, every picture, every fallback."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     darkroom: str
     id: str
@@ -272,7 +272,7 @@ class Result(BaseModel):
 class ErrorReport(BaseModel):
     """error.json: why a job failed, for a person."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     status: Literal["failed", "partial"]
     reason: str
