@@ -274,7 +274,7 @@ class House:
         waker = Lifting(self.pause)
         loop = self.darkroom.loop(self.engine, disk, once=True, waker=waker)
         if self.impatient:
-            loop.first_pause_s = 0.001
+            loop.trouble.first_pause_s = 0.001
         try:
             loop.run()
         except Crash:

@@ -85,6 +85,7 @@ LAYERS = [
         "exporter",
         "telling",
         "reload",
+        "trouble",
         "loop",
         "check",
         "bench",

@@ -365,7 +365,7 @@ def test_a_full_disk_in_the_midst_of_a_list_is_waited_out(darkroom: Darkroom) ->
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(call.path))
 
     loop = darkroom.loop(disk=Disk(observe), once=True)
-    loop.first_pause_s = 0.01
+    loop.trouble.first_pause_s = 0.01
     loop.run()
     assert next(refused, None) is None
     assert loop.work.done == 20

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from darkroom.audience import Audience
 from darkroom.config import Config
-from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
+from darkroom.errors import ConfigError, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
 from darkroom.exporter import Exporter
 from darkroom.health import Health
@@ -26,12 +26,8 @@ from darkroom.retention import Housekeeping
 from darkroom.spool import Arrival, Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
 from darkroom.telling import Teller
+from darkroom.trouble import TROUBLE, Trouble
 from darkroom.work import Viewer, Work
-
-T = TypeVar("T")
-
-TROUBLE = (StorageTrouble, DeviceGone, OSError)
-"""Whatever the disk refuses, or the GPU, is the machine's fault, never the job's."""
 
 REFUSE_BUDGET_S = 0.02
 """How long one tick may look at new files."""
@@ -41,7 +37,6 @@ SPLIT_SLICE_S = 0.05
 
 LONGEST_SLEEP_S = 1.0
 TROUBLE_SLEEP_S = 0.5
-LONGEST_PAUSE_S = 30.0
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Loop:
     """Reads the configuration again, for ``reload``. Raises ConfigError."""
     make_executor: Callable[[Config], Executor] = make_executor
     first_pause_s: float = 1.0
-    """How long the first wait for a disk in trouble is; each is twice the one before, up to half a minute."""
+    """How long the first wait for a disk in trouble is."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -67,6 +62,7 @@ class Loop:
         self._reload_wanted = False
         self.health = Health(self.spool.root, self.spool.disk, self.clock)
         self.notifier = Notifier()
+        self.trouble = Trouble(self.logger, self._paused, self._rest, self.first_pause_s, self.clock)
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
         self.page: Page | None = None
         self.teller: Teller | None = None
@@ -89,7 +85,7 @@ class Loop:
             logger=self.logger,
             viewer=self.audience,
             look_around=self._look_around,
-            insist=self._insist,
+            insist=self.trouble.insist,
             clock=self.clock,
         )
         self.intake = Intake(
@@ -105,14 +101,9 @@ class Loop:
         self._lists: deque[Iterator[None]] = deque()
         """Lists that are being split, the first of them now."""
         self._recovered = False
-        self._trouble: str | None = None
-        self._device_gone = False
-        self._retry_at = 0.0
-        self._pause_s = 0.0
 
     def _configure(self, config: Config) -> None:
-        """What may change while the daemon runs, but for the engine."""
-        self.work.reader = Reader(config, self.spool.inbox)
+        """What may change while the daemon runs, but for the reader of files and the engine."""
         self.config = self.work.config = config
         self.spool.limits = config.limits
         times = config.intake
@@ -131,7 +122,7 @@ class Loop:
     def run(self) -> None:
         """Work until stopped, or with ``once`` until nothing is left. Raises ConfigError, SpoolInUse."""
         try:
-            self._insist(self.spool.open)
+            self.trouble.insist(self.spool.open)
         except Stopped:
             return
         try:
@@ -163,7 +154,7 @@ class Loop:
 
     def _make_hot_folders(self) -> None:
         with suppress(Stopped):
-            self._insist(lambda: self.spool.make_hot_folders(self.work.reader.presets))
+            self.trouble.insist(lambda: self.spool.make_hot_folders(self.work.reader.presets))
 
     def main_loop(self) -> None:
         """Tick, take, work; sleep where there is nothing to take."""
@@ -175,7 +166,7 @@ class Loop:
         if self._reload_wanted:
             self._reload()
         self.tick()
-        busy = self._trouble is None and self.housekeeping.work()
+        busy = self.trouble.why is None and self.housekeeping.work()
         ticket = self._next_ticket()
         if ticket is not None:
             self._work_on(ticket)
@@ -215,17 +206,17 @@ class Loop:
             if self.intake.unannounced:
                 self._watch_anew()
         news = self.intake.has_news or self._lists
-        if news and self._recovered and not self._in_trouble() and not self.spool.paused():
+        if news and self._recovered and not self.trouble.waits() and not self.spool.paused():
             try:
                 for arrival in self.intake.refused(REFUSE_BUDGET_S):
                     self._refuse(arrival)
                 if self._lists:
                     self._go_on_splitting()
             except TROUBLE as trouble:
-                self._pause(trouble)
+                self.trouble.pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
-        if self.page is not None and not self._in_trouble():
+        if self.page is not None and not self.trouble.waits():
             self.page.work(idle=self.health.report.state == "idle")
 
     def _feed_the_watchdog(self) -> None:
@@ -264,12 +255,14 @@ class Loop:
         error = None
         try:
             new, waiting = settled(self.config, self.reread())
-            another_engine = needs_another_engine(self.config, new)
-            self._configure(new)
+            reader = Reader(new, self.spool.inbox)
         except ConfigError as fault:
             error = fault.message
             self.logger.error("config.refused", why=error)
         else:
+            another_engine = needs_another_engine(self.config, new)
+            self.work.reader = reader
+            self._configure(new)
             self._make_hot_folders()
             if another_engine:
                 self.executor.close()
@@ -286,7 +279,7 @@ class Loop:
 
     def _next_ticket(self) -> Ticket | None:
         """A job that was begun before, else the next one from the inbox; None where there is none to take now."""
-        if self._in_trouble():
+        if self.trouble.waits():
             return None
         try:
             if not self._recovered:
@@ -294,9 +287,9 @@ class Loop:
                 self._recovered = True
             ticket = self._claimed.popleft() if self._claimed else self._claim_next()
         except TROUBLE as trouble:
-            self._pause(trouble)
+            self.trouble.pause(trouble)
             return None
-        self._end_of_trouble()
+        self.trouble.over()
         return ticket
 
     def _claim_next(self) -> Ticket | None:
@@ -358,10 +351,10 @@ class Loop:
         self._turn("working")
         try:
             self.work.do(ticket)
-            self._end_of_trouble(device=True)
+            self.trouble.over(device=True)
         except TROUBLE as trouble:
             if ticket.folder.exists():
-                self._pause(trouble)
+                self.trouble.pause(trouble)
             else:
                 self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
         except Stopped:
@@ -381,8 +374,8 @@ class Loop:
         self.waker.wake()
 
     def _sleep(self) -> None:
-        if self._trouble or self.guard.trouble or self.spool.paused():
-            self.waker.wait(min(TROUBLE_SLEEP_S, self._pause_s or TROUBLE_SLEEP_S))
+        if self.trouble.why or self.guard.trouble or self.spool.paused():
+            self.waker.wait(min(TROUBLE_SLEEP_S, self.trouble.pause_s or TROUBLE_SLEEP_S))
         elif not self._lists:
             page = self.page.wait_s() if self.page is not None else LONGEST_SLEEP_S
             self.waker.wait(min(self.intake.wait_s(), page, LONGEST_SLEEP_S))
@@ -393,7 +386,7 @@ class Loop:
             self._claimed
             or self._lists
             or not self._recovered
-            or self._trouble
+            or self.trouble.why
             or self.guard.trouble
             or self.spool.paused()
         ):
@@ -408,52 +401,21 @@ class Loop:
 
     # Trouble with the machine
 
-    def _in_trouble(self) -> bool:
-        return self._trouble is not None and self.clock() < self._retry_at
-
-    def _pause(self, trouble: StorageTrouble | DeviceGone | OSError) -> None:
-        """Wait longer each time. What was claimed, and what was about to be, is found again on the disk: the truth."""
-        why = str(trouble)
-        device = isinstance(trouble, DeviceGone)
-        if self._trouble != why:
-            self.logger.error("device.gone" if device else "spool.trouble", why=why)
-        self._trouble = why
-        self._device_gone = self._device_gone or device
-        self._pause_s = min(2 * self._pause_s or self.first_pause_s, LONGEST_PAUSE_S)
-        self._retry_at = self.clock() + self._pause_s
+    def _paused(self, why: str) -> None:
+        """What was claimed, and what was about to be, is found again on the disk: the truth."""
         self._claimed.clear()
         self._lists.clear()
         self._recovered = False
         self.intake.hint()
         self._turn("paused", why, trouble=True)
 
-    def _end_of_trouble(self, *, device: bool = False) -> None:
-        """Something went well: that it was a job on the device is the only proof that the device is back."""
-        if self._trouble is None or (self._device_gone and not device):
-            return
-        self.logger.info("device.back" if self._device_gone else "spool.trouble_over", was=self._trouble)
-        self._trouble = None
-        self._device_gone = False
-        self._pause_s = 0.0
-
-    def _insist(self, operation: Callable[[], T]) -> T:
-        """Do it, and after trouble with the disk again, until it is done. Raises Stopped."""
-        while True:
-            try:
-                value = operation()
-            except FileNotFoundError:
-                raise  # waiting brings nothing back
-            except TROUBLE as trouble:
-                self._pause(trouble)
-            else:
-                self._end_of_trouble()
-                return value
-            while self._in_trouble():
-                if self.stopping:
-                    raise Stopped("stopping")
-                self.notifier.watchdog()
-                self.health.write()
-                self.waker.wait(min(LONGEST_SLEEP_S, self._retry_at - self.clock()))
+    def _rest(self, seconds: float) -> None:
+        """In the middle of something. Raises Stopped."""
+        if self.stopping:
+            raise Stopped("stopping")
+        self.notifier.watchdog()
+        self.health.write()
+        self.waker.wait(min(LONGEST_SLEEP_S, seconds))
 
     def _turn(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
         if self.health.turn(state, why, trouble=trouble):
