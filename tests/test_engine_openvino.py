@@ -179,6 +179,13 @@ def test_a_lora_on_the_unet_is_torch_s_work_and_the_next_job_is_not(engine: Engi
     assert pictures(after) == before
 
 
+def test_features_are_reused_by_torch(engine: Engine, torch_engine: Engine) -> None:
+    job = make_job(**{**HEART, "reuse_features": 2})
+    events = render(engine, job)
+    assert codes(events) == ["openvino_unused"] and "reuse_features" in warned(events)[0].message
+    assert pictures(events) == pictures(render(torch_engine, job))
+
+
 def test_a_model_of_another_family_is_torch_s_work(tmp_path: Path) -> None:
     engine = make_engine(tmp_path, models={"flow": save_tiny_flow(tmp_path / "flow")})
     events = render(engine, make_job(model="flow"))

@@ -406,7 +406,7 @@ class Loop:
         self._claimed.clear()
         self._lists.clear()
         self._recovered = False
-        self.intake.hint()
+        self.intake.start_over()
         self._turn("paused", why, trouble=True)
 
     def _rest(self, seconds: float) -> None:

@@ -158,12 +158,14 @@ class OpenVino:
     conversions: Conversions
     refused: str | None = None
 
-    def against(self, *, adapted: bool, died: bool) -> str | None:
+    def against(self, *, adapted: bool, reuses: bool, died: bool) -> str | None:
         """Why a job is not for OpenVINO; None where it is."""
         if self.refused is not None:
             return self.refused
         if adapted:
             return "a LoRA changes its UNet"
+        if reuses:
+            return "reuse_features computes parts of it alone"
         return "the attempt before ended the engine's process" if died else None
 
     @property

@@ -24,6 +24,7 @@ from darkroom.engine.openvino import Served, Unserved
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import recall
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
+from darkroom.engine.reuse import reuses
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
 from darkroom.events import Event, Loaded, Warned
@@ -121,7 +122,7 @@ class Engine:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
         yield from self._adapt(pipeline, job)
-        yield from self._choose_backend(pipeline, died=death is not None)
+        yield from self._choose_backend(pipeline, job, died=death is not None)
         try:
             yield from self._attempt(pipeline, job, skip, stopping, death, images, begin)
             return
@@ -137,12 +138,12 @@ class Engine:
         yield Warned("openvino_failed", f"OpenVINO failed, and torch did the rest: {because}")
         yield from self._attempt(pipeline, job, skip, stopping, None, images, time.monotonic())
 
-    def _choose_backend(self, pipeline: Pipeline, *, died: bool) -> Iterator[Warned]:
+    def _choose_backend(self, pipeline: Pipeline, job: Job, *, died: bool) -> Iterator[Warned]:
         """Who runs the UNet in this job; said where it is not whom the config wants, or where that takes a while."""
         openvino = pipeline.openvino
         if openvino is None:
             return
-        against = openvino.against(adapted=pipeline.adapts_unet, died=died)
+        against = openvino.against(adapted=pipeline.adapts_unet, reuses=reuses(job), died=died)
         pipeline.serve(against is None)
         if against is not None:
             yield Warned("openvino_unused", f"The UNet was run by torch, not by OpenVINO: {against}.")

@@ -138,6 +138,12 @@ class Intake:
         else:
             self._hints.append(path)
 
+    def start_over(self) -> None:
+        """What was given may lie in the inbox still: nothing more is given before a whole scan, to keep the order."""
+        self._hinted = True
+        self._complete = False
+        self._scan = None
+
     def look_afresh(self) -> None:
         """As ``look``, with a whole scan, however lately that was done."""
         self._hinted = True
