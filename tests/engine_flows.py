@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine_models import WORDS, make_tokenizer
+from engine_models import WORDS, clip_config, make_tokenizer
 
 T5_WIDTH = 48
 
@@ -15,25 +15,11 @@ def save_tiny_flow(folder: Path, family: str = "SD 3", *, t5: bool = True, guida
     """Write a pipeline folder as diffusers does: ``SD 3``, with or without T5, or ``Flux``, dev or schnell."""
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     torch.manual_seed(0)
     flux = family == "Flux"
     clip, sentences = make_tokenizer(), make_t5_tokenizer()
-
-    def clip_config(width: int, activation: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(clip),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            hidden_act=activation,
-            projection_dim=width,
-            bos_token_id=clip.bos_token_id,
-            eos_token_id=clip.eos_token_id,
-            pad_token_id=clip.pad_token_id,
-        )
 
     t5_config = T5Config(
         vocab_size=len(sentences),
@@ -61,7 +47,7 @@ def save_tiny_flow(folder: Path, family: str = "SD 3", *, t5: bool = True, guida
     parts: dict[str, Any] = {"vae": vae, "tokenizer": clip}
     if flux:
         parts |= {
-            "text_encoder": CLIPTextModel(clip_config(16, "quick_gelu")),
+            "text_encoder": CLIPTextModel(clip_config(clip, 16, "quick_gelu")),
             "text_encoder_2": T5EncoderModel(t5_config),
             "tokenizer_2": sentences,
             "transformer": FluxTransformer2DModel(
@@ -79,8 +65,8 @@ def save_tiny_flow(folder: Path, family: str = "SD 3", *, t5: bool = True, guida
         }
     else:
         parts |= {
-            "text_encoder": CLIPTextModelWithProjection(clip_config(16, "quick_gelu")),
-            "text_encoder_2": CLIPTextModelWithProjection(clip_config(24, "gelu")),
+            "text_encoder": CLIPTextModelWithProjection(clip_config(clip, 16, "quick_gelu")),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config(clip, 24, "gelu")),
             "tokenizer_2": clip,
             "transformer": SD3Transformer2DModel(
                 sample_size=8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,24 @@ def warned(events: list[Event]) -> list[Warned]:
     return [event for event in events if isinstance(event, Warned)]
 
 
+def clip_config(tokenizer: Any, width: int, activation: str) -> Any:
+    """Of a tiny text encoder in CLIP's kind."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        hidden_act=activation,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def save_tiny(folder: Path, family: str = "SD 1", *, inpaints: bool = False) -> Path:
     """Write a pipeline folder as diffusers does: ``SD 1``, ``SD 2`` (velocity) or ``SDXL``, each true to its kind.
 
@@ -72,26 +91,11 @@ def save_tiny(folder: Path, family: str = "SD 1", *, inpaints: bool = False) -> 
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-
-    def text_config(width: int, activation: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            hidden_act=activation,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-
+    text_config = partial(clip_config, tokenizer)
     xl = family == "SDXL"
     # CLIP's own text encoder, OpenCLIP's, and both of them
     text = text_config(24, "gelu") if family == "SD 2" else text_config(16, "quick_gelu")

@@ -62,6 +62,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "inpaint": {"model": "inpaint", "init_image": "init_image.png", "mask_image": "mask_image.png", "strength": 1.0},
     "hires": {"hires": Hires(scale=1.5, strength=0.5)},
     "interval": {"guidance_interval": (0.25, 0.75)},
+    "reuse": {"reuse_features": 2},
 }
 
 

@@ -30,6 +30,18 @@ class Slow(FakeEngine):
     step_s = 0.1
 
 
+class Held(FakeEngine):
+    """Makes no step before the file ``go-on`` lies in the spool."""
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping, images):
+            while isinstance(event, Step) and not (self.config.folders.root / "go-on").exists() and not stopping():
+                time.sleep(0.02)
+            yield event
+
+
 class Crashing(FakeEngine):
     """Dies by SIGSEGV at its first step, while the job's prompt says how often it still has to."""
 

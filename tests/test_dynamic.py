@@ -202,9 +202,9 @@ def test_a_plain_result_is_not_read_as_dynamic_where_all_prompts_are(darkroom: D
 )
 def test_what_cannot_be_chosen_from_is_refused_when_it_arrives(prompt: str, said: str, wildcards: Path) -> None:
     (wildcards.parent / "secret.txt").write_text("secret")
-    begin = time.monotonic()
+    begin = time.process_time()
     assert said in refusal(prompt, wildcards)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_without_a_folder_a_wildcard_is_refused_saying_where_to_name_one() -> None:
@@ -220,17 +220,17 @@ def test_wildcards_that_fill_in_each_other_without_end_are_stopped(wildcards: Pa
     for number in range(8):
         (wildcards / f"d{number}.txt").write_text(" ".join([f"__d{number + 1}__"] * 10))
     (wildcards / "d8.txt").write_text("x")
-    begin = time.monotonic()
+    begin = time.process_time()
     assert "more than 1,000 wildcards" in refusal("__d0__", wildcards)
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_a_long_wildcard_is_not_read_line_by_line_for_each_picture(wildcards: Path) -> None:
     """The library would parse each of its lines, each time."""
     (wildcards / "many.txt").write_text("".join(f"a light blue {number}\n" for number in range(20_000)))
-    begin = time.monotonic()
+    begin = time.process_time()
     varied = job("{2$$__many__} {a|b}", wildcards, count=50, dynamic=True)
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     print(f"50 choices from 20,000 lines in {seconds:.2f} s")
     assert len({varied.at(cell).prompt for cell in range(50)}) == 50
     assert seconds < 5
@@ -261,14 +261,14 @@ def test_whatever_is_written_is_chosen_from_or_refused_soon(wildcards: Path) -> 
     chosen = 0
     for _ in range(600):
         text = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 25)))
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             job(text, wildcards, dynamic=True, count=2)
             chosen += 1
         except InvalidRequest as error:
             assert error.errors[0].field == "prompt"
             assert len(error.message) < 1000
-        slowest = max(slowest, time.monotonic() - begin)
+        slowest = max(slowest, time.process_time() - begin)
     print(f"{chosen} of 600 chosen, slowest {slowest:.2f} s")
     assert chosen > 20
     assert slowest < 5

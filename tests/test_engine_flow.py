@@ -31,7 +31,7 @@ from engine_checkpoints import save_checkpoint
 from engine_flows import save_tiny_flow
 from engine_models import fallbacks, make_config, pictures, render, steps, warned
 from engine_models import make_job as make_any_job
-from test_engine_render import loaded, no_memory, pixels, put, rungs, stop_after, with_plan
+from test_engine_render import assert_the_same_in_parts, loaded, no_memory, pixels, put, rungs, stop_after, with_plan
 
 OWN = {"sd3": "uniform", "sd3-clip": "uniform", "flux": "sgm_uniform", "schnell": "sgm_uniform"}
 """The models, and the schedule that is each one's own."""
@@ -216,20 +216,7 @@ def test_pictures_made_in_batches_are_those_made_alone(engine: Engine, model: st
 def test_parts_that_are_not_at_work_leave_memory_and_the_picture_is_the_same(
     engine: Engine, tmp_path: Path, model: str, changes: dict[str, Any], while_denoising: set[str]
 ) -> None:
-    job = make_job(model, count=2)
-    whole = pictures(render(engine, job))
-    pipeline = loaded(engine, model)
-    there = []
-    made = {}
-    for event in with_plan(pipeline, job, tmp_path, **changes):
-        if isinstance(event, Step):
-            there.append(set(pipeline.loaded))
-        if isinstance(event, Picture):
-            made[event.index] = event.data
-    assert there == [while_denoising] * 4
-    for index, data in whole.items():
-        assert np.array_equal(pixels(made[index]), pixels(data))
-    assert pictures(render(engine, job)) == whole
+    assert_the_same_in_parts(engine, make_job(model, count=2), tmp_path, changes, while_denoising)
 
 
 # ---------------------------------------------------------------- stopping
@@ -367,6 +354,8 @@ def test_what_the_family_cannot_do_is_refused_by_its_field(config: Config, field
         {"init_image": "x.png"},
         {"hires": Hires()},
         {"guidance_interval": (0.1, 0.8)},
+        {"reuse_features": 2},
+        {"decoder": "tiny"},
     ],
 )
 def test_so_is_what_only_unets_can_do(fields: dict[str, Any]) -> None:

@@ -158,6 +158,38 @@ def test_kohya_s_and_diffusers_spelling_of_the_same_lora_give_the_same_picture(e
         assert np.array_equal(pixels(whole), pixels(again)), spelling
 
 
+LCM_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
+    *("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
+"""The layers that diffusers' training script for LCM-LoRAs changes, which are those of the published ones."""
+
+
+def test_an_lcm_lora_is_applied_to_every_layer_that_it_changes(engine: Engine, folder: Path) -> None:
+    pipeline = loaded(engine, "seedling")
+    tensors: Tensors = {}
+    changed = set()
+    for name, layer in pipeline.unet.named_modules():
+        target = next((target for target in LCM_TARGETS if name.endswith(f".{target}")), None)
+        if target is None:
+            continue
+        changed.add(target)
+        kohya, shape = f"lora_unet_{name.replace('.', '_')}", layer.weight.shape
+        tensors[f"{kohya}.lora_down.weight"] = 0.2 * random(2, *shape[1:])
+        tensors[f"{kohya}.lora_up.weight"] = 0.2 * random(shape[0], 2, *(1 for _ in shape[2:]))
+        tensors[f"{kohya}.alpha"] = torch.tensor(1.0)
+    assert changed == set(LCM_TARGETS)
+    save_file(tensors, folder / "lcm.safetensors")
+    fields: dict[str, Any] = {"sampler": "LCM", "schedule": "uniform", "num_inference_steps": 4, "guidance_scale": 1.0}
+    there = 0
+    for event in engine.render(job_of(HEART, ("lcm", 1.0), **fields), frozenset(), lambda: False):
+        if isinstance(event, Step):
+            there = hooks(pipeline)
+    assert there == len(tensors) // 3
+    with_it, without = picture(engine, job_of(HEART, ("lcm", 1.0), **fields)), picture(engine, job_of(HEART, **fields))
+    assert np.abs(pixels(with_it) - pixels(without)).mean() > 1
+
+
 def spelled(pipeline: Pipeline) -> dict[str, str]:
     """Every layer that a LoRA may change, and CompVis's name of it."""
     unet = pipeline.unet

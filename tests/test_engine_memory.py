@@ -153,6 +153,7 @@ def test_the_aspect_is_kept_as_near_as_multiples_of_8_allow(width: int, height: 
 def test_a_plan_reads_as_a_person_would_say_it() -> None:
     plan = MemoryPlan(1, 512, 768, 20, vae="tiled", weights="parts")
     assert str(plan) == "1 picture of 512×768 at a time, 20 steps, VAE tiled, one part in memory at a time"
+    assert str(replace(plan, steps=1)).startswith("1 picture of 512×768 at a time, 1 step, VAE")
     assert str(MemoryPlan(4, 64, 64, 2)) == "4 pictures of 64×64 at a time, 2 steps, VAE whole"
     plan = MemoryPlan(1, 64, 64, 2, attention="sliced", texts="dropped")
     assert str(plan).endswith("VAE whole, attention sliced, text encoders dropped")

@@ -440,6 +440,25 @@ def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Ite
     return rendering.run()
 
 
+def assert_the_same_in_parts(
+    engine: Engine, job: Job, folder: Path, changes: dict[str, Any], while_denoising: set[str]
+) -> None:
+    """Two pictures of two steps, made with these parts of the model in memory and no others."""
+    whole = pictures(render(engine, job))
+    pipeline = loaded(engine, job.model)
+    there = []
+    made = {}
+    for event in with_plan(pipeline, job, folder, **changes):
+        if isinstance(event, Step):
+            there.append(set(pipeline.loaded))
+        if isinstance(event, Picture):
+            made[event.index] = event.data
+    assert there == [while_denoising] * 4
+    for index, data in whole.items():
+        assert np.array_equal(pixels(made[index]), pixels(data))
+    assert pictures(render(engine, job)) == whole
+
+
 @pytest.mark.parametrize("model", ["sd", "sdxl"])
 def test_pictures_made_in_batches_are_those_made_alone(engine: Engine, model: str, tmp_path: Path) -> None:
     job = make_job(model=model, count=5, num_inference_steps=3, sampler="Euler a")
@@ -478,20 +497,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_one_that_is_not_decoded_is_slic
 def test_parts_that_are_not_at_work_leave_memory_and_the_picture_is_the_same(
     engine: Engine, tmp_path: Path, model: str, changes: dict[str, Any], while_denoising: set[str]
 ) -> None:
-    job = make_job(model=model, count=2)
-    whole = pictures(render(engine, job))
-    pipeline = loaded(engine, model)
-    there = []
-    made = {}
-    for event in with_plan(pipeline, job, tmp_path, **changes):
-        if isinstance(event, Step):
-            there.append(set(pipeline.loaded))
-        if isinstance(event, Picture):
-            made[event.index] = event.data
-    assert there == [while_denoising] * 4
-    for index, data in whole.items():
-        assert np.array_equal(pixels(made[index]), pixels(data))
-    assert pictures(render(engine, job)) == whole
+    assert_the_same_in_parts(engine, make_job(model=model, count=2), tmp_path, changes, while_denoising)
 
 
 @pytest.mark.parametrize("side", [64, 104, 144, 216, 264])

@@ -55,6 +55,14 @@ def test_what_is_written_can_be_read_and_what_is_broken_is_nothing(tmp_path: Pat
     assert read(tmp_path / "elsewhere") is None
 
 
+def test_a_report_whose_moment_says_nothing_is_no_sign_of_life(tmp_path: Path) -> None:
+    health = Health(tmp_path, Disk())
+    assert health.report.age_s() < float("inf")
+    for moment in ("2026-11-25T09:00:00", "yesterday", ""):
+        health.report.updated_at = moment
+        assert health.report.age_s() == float("inf")
+
+
 def test_a_disk_that_refuses_is_no_reason_to_stop(tmp_path: Path) -> None:
     Health(tmp_path / "elsewhere", Disk()).write(now=True)
 

@@ -235,7 +235,9 @@ def test_a_file_that_is_heard_of_is_found_without_a_scan(darkroom: Darkroom, des
     desk.spool.walk = walk  # type: ignore[method-assign]
 
 
-def test_a_file_that_nobody_told_of_is_found_and_counted(darkroom: Darkroom, desk: Desk) -> None:
+def test_a_file_that_nobody_told_of_is_found_and_counted(
+    darkroom: Darkroom, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     darkroom.drop("there-before.json")
     desk.after(0)
     desk.intake.hint(str(darkroom.drop("told.json")))
@@ -243,7 +245,8 @@ def test_a_file_that_nobody_told_of_is_found_and_counted(darkroom: Darkroom, des
     darkroom.drop("untold.json")
     time.sleep(UNDER_WAY_S + 0.1)
     desk.intake.hint(str(darkroom.drop("told-late.json")))
-    darkroom.drop("under-way.json")
+    arrived_ns = darkroom.drop("under-way.json").stat().st_ctime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: arrived_ns + int(UNDER_WAY_S * 5e8))
     desk.clock.now += 100
     desk.intake.look()
     assert desk.intake.unannounced == 1

@@ -53,6 +53,7 @@ def test_every_field_can_be_said() -> None:
         "num_inference_steps": 20,
         "guidance_scale": 7,
         "guidance_interval": [0.1, 0.8],
+        "reuse_features": 3,
         "seed": 2**64 - 1,
         "width": 512,
         "height": 64,
@@ -67,6 +68,7 @@ def test_every_field_can_be_said() -> None:
         "strength": 0.5,
         "hires": {"scale": 1.5, "strength": 0.4, "steps": 10},
         "upscale": 2.0,
+        "decoder": "tiny",
         "long_prompt": "truncate",
         "on_oom": "fail",
         "output_format": "webp",
@@ -95,20 +97,23 @@ def test_batches_are_multiplied() -> None:
     assert read(batch_size=None) == {"count": 1}
 
 
+A1111_DEFAULTS = {
+    "prompt": "a cat",
+    "negative_prompt": "",
+    "seed": -1,
+    "sampler": "Euler a",
+    "schedule": "Automatic",
+    "count": 1,
+    "num_inference_steps": 50,
+    "guidance_scale": 7.0,
+    "width": 512,
+    "height": 512,
+}
+
+
 def test_a_payload_of_a1111_with_everything_at_its_default_is_a_job() -> None:
     request = parse(A1111.read_bytes())
-    assert request.model_dump(exclude_none=True) == {
-        "prompt": "a cat",
-        "negative_prompt": "",
-        "seed": -1,
-        "sampler": "Euler a",
-        "schedule": "Automatic",
-        "count": 1,
-        "num_inference_steps": 50,
-        "guidance_scale": 7.0,
-        "width": 512,
-        "height": 512,
-    }
+    assert request.model_dump(exclude_none=True) == A1111_DEFAULTS
 
 
 @pytest.mark.parametrize("field", sorted(DO_NOTHING))
@@ -127,19 +132,7 @@ def test_a_payload_of_a1111_s_img2img_with_everything_at_its_default_is_a_job() 
     payload = json.loads(A1111.with_name("a1111-img2img.json").read_bytes())
     request = parse(json.dumps(payload).encode())
     assert request.init_image == payload["init_images"][0]
-    assert request.model_dump(exclude_none=True, exclude={"init_image"}) == {
-        "prompt": "a cat",
-        "negative_prompt": "",
-        "seed": -1,
-        "sampler": "Euler a",
-        "schedule": "Automatic",
-        "count": 1,
-        "num_inference_steps": 50,
-        "guidance_scale": 7.0,
-        "width": 512,
-        "height": 512,
-        "strength": 0.75,
-    }
+    assert request.model_dump(exclude_none=True, exclude={"init_image"}) == A1111_DEFAULTS | {"strength": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ TORCHLESS = [
     "engine.underway",
     "engine.fitting",
     "engine.fetching",
+    "engine.conversions",
 ]
 """The engine's rules, as opposed to its arithmetic."""
 
 LAYERS = [
-    ["errors", "events", "strict_json", "systemd", "processes"],
+    ["errors", "events", "strict_json", "systemd", "processes", "visible"],
     [
         "config",
         "sampling",
@@ -53,6 +54,7 @@ LAYERS = [
         "engine.architectures",
         "engine.lora",
         "engine.readings",
+        "engine.openvino",
         "engine.pipeline",
         "engine.safety",
         "engine.prompt",
@@ -62,10 +64,12 @@ LAYERS = [
         "engine.models",
         "engine.schedulers",
         "engine.samplers",
+        "engine.reuse",
         "engine.diffusion",
         "engine.beginning",
         "engine.stepwise",
         "engine.preview",
+        "engine.saving",
     ],
     ["engine.rendering", "engine.flow_rendering", "engine.render", "engine.benchmark"],
     ["executors"],
@@ -93,7 +97,7 @@ LAYERS = [
 
 RANKS = {name: (row, column) for row, names in enumerate(LAYERS) for column, name in enumerate(names)}
 
-HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel"}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "peft", "compel", "openvino"}
 
 
 def modules() -> list[str]:

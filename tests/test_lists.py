@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
+from darkroom.cli.status import count
 from darkroom.config import Limits
 from darkroom.dropped import read
 from darkroom.errors import InvalidRequest, Unfinished
 from darkroom.executors import LocalExecutor
 from darkroom.job import JobList, is_entry_file, parse
+from darkroom.reading import Reader
 from darkroom.spool import Call, Disk
+from test_intake import Desk
 from test_loop import Running, until
 
 SMALL = {"num_inference_steps": 2, "width": 64, "height": 64, "seed": 7}
@@ -251,6 +254,17 @@ def test_a_name_that_is_taken_in_the_last_moment_leads_to_another(darkroom: Dark
     assert darkroom.names("working") == []
 
 
+def test_the_status_counts_jobs_as_the_daemon_does(darkroom: Darkroom) -> None:
+    darkroom.drop("night.json", [{"prompt": "a"} | SMALL, {"promt": "b"}])  # type: ignore[arg-type]
+    darkroom.drop("team/list.json")
+    darkroom.run_once()
+    darkroom.drop("night.json", [{"prompt": "a"} | SMALL])  # type: ignore[arg-type]
+    loop = darkroom.run_once()
+    assert darkroom.result("night~2/list")["entries"] == 1
+    counts = count(loop.spool)
+    assert (counts["done"], counts["failed"]) == (3, 1)
+
+
 def claimed(darkroom: Darkroom) -> list[str]:
     return [fields["name"] for fields in darkroom.log.of("job.claimed")]
 
@@ -272,29 +286,33 @@ def test_a_list_that_arrives_while_a_job_runs_keeps_its_place(
     darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    darkroom.drop("long.json", num_inference_steps=60)
-    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
+    darkroom.drop("long.json")
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Held"))):
         until(lambda: "model.loaded" in darkroom.log.events())
         darkroom.drop("night.json", [{"prompt": "a"} | SMALL, {"prompt": "b"} | SMALL])  # type: ignore[arg-type]
         until((darkroom.done / "night" / "list").exists)
         assert not (darkroom.done / "long").exists()
         time.sleep(0.05)
         darkroom.drop("after.json")
-        until((darkroom.done / "after").exists, 30)
+        (darkroom.root / "go-on").touch()
+        until((darkroom.done / "after").exists)
     assert claimed(darkroom) == ["long", "night/0001", "night/0002", "after"]
 
 
 def test_a_text_is_taken_when_it_has_not_grown_for_the_settle_time(darkroom: Darkroom) -> None:
     """Fault 2, of a kind without an end mark."""
-    darkroom.configure(intake={"settle_s": 1})
-    with Running(darkroom.loop()):
-        path = darkroom.drop("night.txt", "a\n")
-        for line in "bcd":
-            time.sleep(0.6)
-            assert path.exists()
-            with path.open("a") as file:
-                file.write(f"{line}\n")
-        until((darkroom.done / "night" / "list").exists)
+    desk = Desk(darkroom, judge=Reader(darkroom.config, darkroom.inbox).judge)
+    path = darkroom.drop("night.txt", "a\n")
+    for line in "bcd":
+        assert desk.after(9).refused() == []
+        with path.open("a") as file:
+            file.write(f"{line}\n")
+        desk.after(0)
+    assert desk.after(9).refused() == []
+    assert desk.after(2).refused() == ["night.txt"]
+    desk.spool.close()
+    darkroom.configure(intake={"settle_s": 0.1})
+    darkroom.run_once()
     assert darkroom.result("night/list")["entries"] == 4
 
 
@@ -364,17 +382,17 @@ def test_a_long_list_is_split_in_slices_and_the_daemon_looks_around(
     loop.spool.open()
     loop.startup()
     assert loop._next_ticket() is None
-    begin, slices = time.monotonic(), []
+    begin, slices = time.process_time(), 0
     while not (darkroom.done / "night" / "list").exists():
-        last = time.monotonic()
+        slices += bool(loop._lists)
         loop.tick()
-        slices.append(time.monotonic() - last)
         time.sleep(0.01)
-    print(f"{number} jobs in {time.monotonic() - begin:.2f} s, longest slice {max(slices):.3f} s")
+    seconds = time.process_time() - begin
+    print(f"{number} jobs in {slices} slices, {seconds:.2f} s of processor time")
     loop.shutdown()
     assert len(list((darkroom.inbox / "night").iterdir())) == number
-    assert sum(slices) < 20  # 0.5 s on a quiet machine
-    assert len([slice for slice in slices if slice > 0.04]) >= 2
+    assert seconds < 20  # 0.5 s on a quiet machine
+    assert slices >= 3
 
 
 def test_that_a_list_is_one_is_known_without_parsing_every_job_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,14 @@ def test_a_reader_that_went_away_is_no_reason_to_stop() -> None:
     make_logger(Log(), Broken()).error("spool.trouble")
 
 
+def test_what_a_job_says_does_not_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    make_logger(Log(format="console"), stream).warning("job.failed", name="caf\udce9", why="a\x1b[2J\x9b\x07")
+    assert r"why=a\x1b[2J\x9b\x07" in stream.getvalue()
+    assert r"caf\udce9" in stream.getvalue()
+    assert not set("\x1b\x9b\x07") & set(stream.getvalue())
+
+
 def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

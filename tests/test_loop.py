@@ -45,11 +45,12 @@ class Running:
 
     def __exit__(self, *exception: object) -> None:
         self.loop.stop()
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
-def until(condition: Any, seconds: float = 10.0) -> None:
+def until(condition: Any, seconds: float = 60.0) -> None:
+    """Wait for it. The bound is for a test that would hang, not for a machine that is slow."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -116,24 +117,21 @@ def test_a_published_result_dropped_again_makes_the_same_pictures(darkroom: Dark
 
 
 def test_a_file_dropped_while_it_runs_is_claimed_at_once(darkroom: Darkroom) -> None:
+    darkroom.configure(intake={"rescan_s": 600})
     with Running(darkroom.loop()):
         until(lambda: "daemon.ready" in darkroom.log.events())
         time.sleep(0.2)
-        begin = time.monotonic()
         darkroom.drop("cat.json")
         until((darkroom.done / "cat" / "result.json").exists)
-        assert time.monotonic() - begin < 1.0
 
 
 def test_a_typo_is_refused_while_another_job_is_rendered(darkroom: Darkroom) -> None:
     executor = LocalExecutor(darkroom.config, "engines:Slow")
-    darkroom.drop("long.json", num_inference_steps=100)
+    darkroom.drop("long.json", num_inference_steps=150)
     with Running(darkroom.loop(executor)):
         until(lambda: "model.loaded" in darkroom.log.events())
-        begin = time.monotonic()
         darkroom.drop("typo.json", {"promt": "x"})
         until((darkroom.failed / "typo" / "error.json").exists)
-        assert time.monotonic() - begin < 1.0
         assert not (darkroom.done / "long").exists()
     assert len(darkroom.names("working")) == 1
 
@@ -142,8 +140,6 @@ def test_stopping_leaves_the_job_and_the_next_start_goes_on_with_its_seed(darkro
     darkroom.drop("cat.json", {"prompt": "x", "num_inference_steps": 10, "count": 3, "width": 64, "height": 64})
     with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
         until(lambda: "picture.saved" in darkroom.log.events())
-        begin = time.monotonic()
-    assert time.monotonic() - begin < 5.0
     (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
     seed = json.loads((folder / "job.json").read_bytes())["job"]["seed"]
     picture = (folder / "cat-1.png").stat()
@@ -235,7 +231,7 @@ def test_a_file_named_cancel_stops_the_job(darkroom: Darkroom) -> None:
         until(lambda: "model.loaded" in darkroom.log.events())
         (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
         (folder / "cancel").touch()
-        until((darkroom.failed / "cat" / "error.json").exists, 3.0)
+        until((darkroom.failed / "cat" / "error.json").exists)
     assert darkroom.error("cat")["reason"] == "cancelled"
     assert not (darkroom.failed / "cat" / "cancel").exists()
 
@@ -287,10 +283,11 @@ def test_notifications_that_fail_in_silence_are_noticed_and_begun_anew(darkroom:
         until(lambda: loop.work.done == 1)
         until(lambda: loop.health.report.missed_events == 1)
         assert darkroom.log.of("watch.missed") == [{"level": "warning", "files": 1}]
-        begin = time.monotonic()
+        loop.intake.configure(10, 600)
+        until(lambda: loop.intake.wait_s() > 60)  # so long is it to the next scan
         darkroom.drop("dog.json")
         until(lambda: loop.work.done == 2)
-        assert time.monotonic() - begin < 1.5, "it was found by scanning again"
+        assert loop.health.report.missed_events == 1
 
 
 def test_an_inbox_made_anew_is_watched_anew(darkroom: Darkroom) -> None:
@@ -475,10 +472,9 @@ def test_a_clock_that_jumps_delays_nothing(darkroom: Darkroom) -> None:
     """Fault 47: a file from the future, and one from before the epoch's first year, run at once."""
     for name, when in (("future.json", 4e9), ("past.json", 0)):
         os.utime(darkroom.drop(name), (when, when))
-    begin = time.monotonic()
-    darkroom.run_once()
-    assert darkroom.names("done") == ["future", "past"]
-    assert time.monotonic() - begin < 5
+    darkroom.configure(intake={"settle_s": 600})
+    with Running(darkroom.loop()):
+        until(lambda: all((darkroom.done / name).exists() for name in ("future", "past")))
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(darkroom: Darkroom) -> None:

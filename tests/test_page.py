@@ -115,7 +115,10 @@ def settle(made: Page, clock: Clock, seconds: float = 200.0) -> None:
 def test_of_a_matrix_all_pictures_are_its_grid(darkroom: Darkroom) -> None:
     darkroom.drop("cats.json", {"prompt": "a cat", "steps": 1, "width": 64, "height": 64, "matrix": {"seed": [1, 2]}})
     darkroom.run_once()
-    assert darkroom.done / "cats" / "cats-grid.jpg" in index(darkroom).links()
+    seen = index(darkroom)
+    assert darkroom.done / "cats" / "cats-grid.jpg" in seen.links()
+    assert "1 step" in seen.cards[0]
+    assert "1 steps" not in seen.cards[0]
 
 
 def test_every_result_is_a_card_newest_first_with_its_picture_and_what_it_was_made_of(darkroom: Darkroom) -> None:
@@ -451,6 +454,17 @@ def test_a_crash_at_any_call_leaves_a_page_that_is_put_right(darkroom: Darkroom)
     assert at > 20
 
 
+@pytest.mark.parametrize("total", ["1e999", "-1e999", "NaN", "1" + 400 * "0", "true", '"1"'])
+def test_a_result_of_whatever_seconds_keeps_no_other_off_the_page(darkroom: Darkroom, total: str) -> None:
+    put(darkroom, "cat")
+    result = put(darkroom, "odd", picture=True) / "result.json"
+    result.write_text(result.read_text().replace("1.2", total))
+    clock = Clock()
+    settle(make(darkroom, clock), clock)
+    assert len(index(darkroom).cards) == 2
+    assert "page.trouble" not in darkroom.log.events()
+
+
 def test_it_is_rewritten_every_few_seconds_at_most(darkroom: Darkroom) -> None:
     written: list[float] = []
     clock = Clock()
@@ -496,13 +510,20 @@ def test_the_end_of_the_daemon_waits_for_it_a_moment_at_most(
     darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "FINISH_S", 0.3)
-    fill(darkroom, 3000)
-    made = make(darkroom)
+    fill(darkroom, 500)
+    clock = Clock()
+
+    def hundredths() -> float:
+        clock.now += 0.01
+        return clock.now
+
+    made = make(darkroom, hundredths)
     for folder in sorted(darkroom.done.glob("r*")):
         made.add(folder)
-    begin = time.monotonic()
+    begin = clock.now
     made.finish()
-    assert time.monotonic() - begin < 2
+    assert clock.now - begin < 0.6
+    assert made.wait_s() == 0, "there was more to be done"
 
 
 # ---------------------------------------------------------------- in a browser

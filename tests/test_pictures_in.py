@@ -24,6 +24,7 @@ from darkroom.events import Event
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
 from darkroom.output import encode
+from darkroom.reading import Reader
 from darkroom.spool import Call, Disk
 from test_intake import Desk
 from test_loop import Running, until
@@ -69,6 +70,11 @@ def run(house: Darkroom) -> list[dict[str, bytes]]:
     house.run_once(watching)
     assert house.names("working") == []
     return watching.given
+
+
+def judging(house: Darkroom) -> Desk:
+    """A desk, with its own clock, at which the daemon judges."""
+    return Desk(house, judge=Reader(house.config, house.inbox).judge)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -195,20 +201,17 @@ def test_an_urgent_folder_goes_first(house: Darkroom) -> None:
 
 
 def test_a_folder_is_taken_when_all_that_it_names_has_arrived(house: Darkroom) -> None:
-    house.configure(intake={"settle_s": 2, "rescan_s": 0.05})
-    watching = Watching(house)
-    with Running(house.loop(watching)):
-        house.drop("cat/job.json", {**JOB, "init_image": "photo.png"})
-        time.sleep(0.5)
-        path = house.drop("cat/photo.png", PNG[:40])
-        for size in (50, 60, len(PNG) - 1):
-            time.sleep(0.5)
-            assert watching.given == []
-            path.write_bytes(PNG[:size])
-        time.sleep(0.5)
-        path.write_bytes(PNG)
-        until(lambda: house.names("done") == ["cat"])
-    assert watching.given == [{"init_image": PNG}]
+    desk = judging(house)
+    house.drop("cat/job.json", {**JOB, "init_image": "photo.png"})
+    assert desk.after(0).taken() == desk.after(9).taken() == []
+    path = house.drop("cat/photo.png", PNG[:40])
+    for size in (50, 60, len(PNG) - 1, len(PNG)):
+        assert desk.after(0).taken() == desk.after(9).taken() == []
+        path.write_bytes(PNG[:size])
+    assert desk.after(1).taken() == desk.refused() == []
+    assert desk.after(1.5).taken() == ["cat/job.json"]
+    desk.spool.close()
+    assert run(house) == [{"init_image": PNG}]
     assert house.names("failed") == []
 
 
@@ -264,19 +267,17 @@ def test_a_picture_without_a_recipe_is_refused_and_told_how_to_be_used(house: Da
 
 
 def test_pictures_in_a_folder_wait_for_its_job(house: Darkroom) -> None:
-    house.configure(intake={"settle_s": 1, "rescan_s": 0.05})
-    watching = Watching(house)
-    with Running(house.loop(watching)):
-        house.drop("cat/photo.png", with_recipe())
-        house.drop("cat/request.json", JOB)
-        time.sleep(0.7)
-        house.drop("cat/late.png", with_recipe())
-        time.sleep(0.7)
-        assert watching.given == []
-        house.drop("cat/job.json", {**JOB, "init_image": "photo.png"})
-        until(lambda: house.names("done") == ["cat"])
-        time.sleep(1.2)
-    assert len(watching.given) == 1
+    desk = judging(house)
+    house.drop("cat/photo.png", with_recipe())
+    house.drop("cat/request.json", JOB)
+    assert desk.after(0).taken() == desk.after(7).taken() == []
+    house.drop("cat/late.png", with_recipe())
+    assert desk.after(0).taken() == desk.after(7).taken() == []
+    house.drop("cat/job.json", {**JOB, "init_image": "photo.png"})
+    assert desk.after(0).taken() == []
+    assert desk.after(1.5).taken() == ["cat/job.json"]
+    desk.spool.close()
+    assert len(run(house)) == 1
     assert house.names("inbox") == house.names("failed") == []
 
 
@@ -358,18 +359,16 @@ def test_a_published_folder_dropped_again_is_one_job_and_makes_the_same(publishe
 
 
 def test_a_published_folder_is_one_job_in_whatever_order_its_files_come(published: Darkroom) -> None:
-    published.configure(intake={"settle_s": 1.5, "rescan_s": 0.05})
     files = sorted(path.name for path in (published.done / "cat").iterdir())
     for order in (files, files[::-1]):
-        watching = Watching(published)
-        loop = published.loop(watching)
-        with Running(loop):
-            (published.inbox / "again").mkdir()
-            for name in order:
-                shutil.copy(published.done / "cat" / name, published.inbox / "again" / name)
-                time.sleep(0.1)
-            until(lambda loop=loop: loop.work.done == 1)
-        assert watching.given == [{"init_image": PNG, "mask_image": MASK}]
+        desk = judging(published)
+        (published.inbox / "again").mkdir()
+        for name in order:
+            assert desk.after(5).taken() == []
+            shutil.copy(published.done / "cat" / name, published.inbox / "again" / name)
+        assert desk.after(0).taken() == []
+        desk.spool.close()
+        assert run(published) == [{"init_image": PNG, "mask_image": MASK}]
         assert published.names("inbox") == published.names("failed") == []
 
 

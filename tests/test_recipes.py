@@ -257,3 +257,10 @@ def test_a_damaged_picture_is_a_job_or_refused(data: st.DataObject) -> None:
         parse_fields(job_in(bytes(whole)))
     except InvalidRequest as error:
         assert error.errors
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG"])
+def test_what_is_no_picture_is_called_so_in_plain_words(data: bytes) -> None:
+    with pytest.raises(Unfinished) as caught:
+        job_in(data)
+    assert caught.value.message == "This is no PNG, JPEG or WebP, or only the beginning of one."

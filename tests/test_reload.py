@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from darkroom.reload import needs_another_engine, settled
 HERE = Path(__file__).parent
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -275,8 +276,8 @@ def test_a_hung_engine_stops_the_pings_until_it_is_killed(
         killed_at = time.monotonic()
         until(lambda: any(at > killed_at for at in pings(systemd)))
     assert darkroom.error("cat")["reason"] == "engine-stalled"
-    assert any(hung_at < at < hung_at + 2.5 for at in pings(systemd)), "a step may take its time"
-    assert not any(hung_at + 2.7 < at < hung_at + 3.8 for at in pings(systemd)), "then nothing is heard of it"
+    assert any(hung_at < at < killed_at - 1.4 for at in pings(systemd)), "a step may take its time"
+    assert max(after - before for before, after in pairwise(pings(systemd))) > 1.3, "then nothing is heard of it"
 
 
 def pings(systemd: Systemd) -> list[float]:

@@ -177,11 +177,11 @@ def test_a_hundred_pictures_delay_their_verdict_by_less_than_they_took(darkroom:
 
     def watch(call: Call) -> None:
         if call.name == "rename" and call.path.name.startswith(".cats-"):
-            times[:] = [time.monotonic()]
+            times[:] = [time.process_time()]
         if call.name == "rename" and call.path.name == ".result.json.tmp":
-            times.append(time.monotonic())
+            times.append(time.process_time())
 
-    begin = time.monotonic()
+    begin = time.process_time()
     darkroom.run_once(disk=Disk(watch))
     last_picture, verdict = times
     assert verdict - last_picture < (last_picture - begin) / 2 + 0.5

@@ -117,10 +117,8 @@ def test_without_a_usable_socket_nothing_happens(name: str) -> None:
 
 def test_a_full_socket_is_not_waited_for(systemd: socket.socket) -> None:
     voice = notifier(systemd)
-    begin = time.monotonic()
     for number in range(2000):
-        voice.status(str(number))
-    assert time.monotonic() - begin < 5
+        voice.status(str(number))  # would not return
 
 
 UNITS = Path(__file__).parents[1] / "systemd"

@@ -57,6 +57,7 @@ def test_what_was_made_of_everything_at_once_is_made_again(house: Darkroom, engi
             "matrix": {"loras": [[], [{"name": "blueprint"}]], "sampler": ["Euler", "DPM++ 2M SDE Karras"]},
         },
         "poster/words": {"prompt": "a {large|small} __colour__ heart", "dynamic": True, "count": 3, "seed": 40},
+        "quick": {**SMALL, "steps": 6, "reuse_features": 2, "guidance_interval": [0, 0.8], "prompt": "a grey ring"},
         "large": {**SMALL, "hires": {"scale": 1.5, "steps": 2}, "upscale": 2, "prompt": "a house <lora:blueprint:0.5>"},
     }
     for name, job in jobs.items():

@@ -61,7 +61,7 @@ class Terminal:
             if not data:
                 return
 
-    def wait_for(self, text: str, seconds: float = 20.0) -> str:
+    def wait_for(self, text: str, seconds: float = 60.0) -> str:
         end = time.monotonic() + seconds
         while text not in self.text:
             assert time.monotonic() < end, self.text
@@ -143,7 +143,7 @@ def test_what_went_wrong_and_was_overcome_is_shown(darkroom: Darkroom) -> None:
     spool.close()
     assert "the disk is full [really]" in shown
     assert "[limits] max_widht: no such key" in shown
-    assert "2 engine restarts, 1 verdicts that nobody could be told" in shown
+    assert "2 engine restarts, 1 verdict that nobody could be told" in shown
 
 
 def test_progress_with_a_speed_is_shown_with_the_time_left(darkroom: Darkroom) -> None:
@@ -187,12 +187,13 @@ def test_it_is_quick_among_many_results(darkroom: Darkroom) -> None:
         for each in range(1000):
             (group / str(each)).mkdir()
             (group / str(each) / "result.json").touch()
-    begin = time.perf_counter()
+    begin = os.times()
     status = json.loads(call(darkroom, "status", "--json").stdout)
-    took = time.perf_counter() - begin
-    print(f"{took:.2f} s")
+    end = os.times()
+    took = end.children_user + end.children_system - begin.children_user - begin.children_system
+    print(f"{took:.2f} s of processor time")
     assert status["done"] == 20_000
-    assert took < 3
+    assert took < 5  # 0.5 s on a quiet machine
 
 
 def test_the_command_starts_soon_and_without_what_is_heavy(darkroom: Darkroom) -> None:
@@ -210,7 +211,7 @@ def test_the_command_starts_soon_and_without_what_is_heavy(darkroom: Darkroom) -
     _, heavy, took = done.stdout.splitlines()
     print(f"{took} s of processor time")
     assert heavy == "[]"
-    assert float(took) < 1.0  # 0.3 s on a quiet machine
+    assert float(took) < 2.0  # 0.3 s on a quiet machine
 
 
 # logs
@@ -242,7 +243,7 @@ def test_following_waits_for_a_job_s_turn_and_ends_with_its_verdict(darkroom: Da
     assert follower.poll() is None
     arguments = [sys.executable, "-c", slow_daemon_script(0.01), "run", "--once", "--root", str(darkroom.root)]
     subprocess.run(arguments, capture_output=True, timeout=60, check=True)
-    output, _ = follower.communicate(timeout=20)
+    output, _ = follower.communicate(timeout=60)
     assert follower.returncode == 0
     assert output == (darkroom.done / "cat" / "log.jsonl").read_text()
     assert events(output)[-1] == "job.done"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from darkroom import dropped
@@ -81,6 +82,8 @@ def preflight(config: Config) -> Iterator[Finding]:
     yield from _loras(config)
     if config.notify.command is not None:
         yield _command(config.notify.command[0])
+    if config.engine.backend == "openvino":
+        yield _openvino()
     if config.executor.kind == "local":
         yield _device(config)
 
@@ -129,6 +132,17 @@ def _command(program: str) -> Finding:
     place = shutil.which(program)
     message = f"{program} is told of verdicts" if place else f"there is no program {program}; see [notify] command"
     return Finding("notify", place is not None, message)
+
+
+def _openvino() -> Finding:
+    try:
+        return Finding("OpenVINO", True, f"{version('openvino')} runs the UNets")
+    except PackageNotFoundError:
+        message = (
+            '[engine] backend is "openvino", which is not installed, so that torch runs the UNets: '
+            "pip install 'darkroom-daemon[openvino]'"
+        )
+        return Finding("OpenVINO", False, message)
 
 
 def _loras(config: Config) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ def _web_address(text: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class Folders(_Section):
@@ -96,6 +96,8 @@ class ModelEntry(ModelDefaults):
     """For a checkpoint: a folder of the same family, by its model's name or, with a slash in it, by its path."""
     vae: Path | None = None
     """Another VAE than the model's own: a diffusers folder of one, or a ``*.safetensors`` file."""
+    tiny_vae: Path | None = None
+    """A small decoder beside it, for jobs that ask for one: a diffusers folder of an ``AutoencoderTiny``."""
 
     safety: Safety | None = None
     """What happens to pictures that the safety checker flags; None is as ``[models] safety`` says."""
@@ -148,6 +150,7 @@ class EngineSettings(_Section):
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    backend: Literal["torch", "openvino"] = "torch"
     threads: int = Field(0, ge=0, le=1024)
     max_batch: int = Field(8, ge=1, le=64)
     on_oom: OnOom = "degrade"
@@ -244,20 +247,20 @@ class Notify(_Section):
 class Config(_Section):
     """The whole configuration, frozen. Made by ``load``."""
 
-    folders: Folders = Folders()
-    models: Models = Models()
-    executor: ExecutorSettings = ExecutorSettings()
-    engine: EngineSettings = EngineSettings()
-    limits: Limits = Limits()
-    prompts: Prompts = Prompts()
+    folders: Folders = Folders.model_construct()
+    models: Models = Models.model_construct()
+    executor: ExecutorSettings = ExecutorSettings.model_construct()
+    engine: EngineSettings = EngineSettings.model_construct()
+    limits: Limits = Limits.model_construct()
+    prompts: Prompts = Prompts.model_construct()
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """``[presets.NAME]``: fields of a job. See ``job.read_presets``."""
-    intake: IntakeSettings = IntakeSettings()
-    output: Output = Output()
-    log: Log = Log()
-    retention: Retention = Retention()
-    metrics: MetricsSettings = MetricsSettings()
-    notify: Notify = Notify()
+    intake: IntakeSettings = IntakeSettings.model_construct()
+    output: Output = Output.model_construct()
+    log: Log = Log.model_construct()
+    retention: Retention = Retention.model_construct()
+    metrics: MetricsSettings = MetricsSettings.model_construct()
+    notify: Notify = Notify.model_construct()
 
     @model_validator(mode="before")
     @classmethod

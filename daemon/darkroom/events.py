@@ -84,7 +84,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Finished:
-    """All pictures are made. ``seconds`` by phase: ``encode``, ``denoise``, ``decode``, ``save``."""
+    """All pictures are made. ``seconds`` by phase: ``encode``, ``denoise``, ``decode``, ``save``, which may overlap."""
 
     seconds: Mapping[str, float]
 

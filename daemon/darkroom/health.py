@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +93,14 @@ class Report:
         """How long ago it was written, in seconds, by the clocks of who wrote it and of who reads it."""
         try:
             return (datetime.now(UTC) - datetime.fromisoformat(self.updated_at)).total_seconds()
-        except ValueError:
+        except (ValueError, TypeError):  # no moment, or one that says nothing of its time zone
             return float("inf")
 
 
-_REPORT = TypeAdapter(Report)
+@cache
+def _adapter() -> TypeAdapter[Report]:
+    """Made when first needed: `darkroom submit` seldom does."""
+    return TypeAdapter(Report)
 
 
 class Health:
@@ -158,7 +162,7 @@ class Health:
         self._dirty = False
         self.measure()
         try:
-            self._disk.replace(self._path, _REPORT.dump_json(self.report, indent=2) + b"\n", sync=False)
+            self._disk.replace(self._path, _adapter().dump_json(self.report, indent=2) + b"\n", sync=False)
         except (OSError, StorageTrouble):
             return
 
@@ -179,6 +183,6 @@ class Health:
 def read(root: Path) -> Report | None:
     """The last report; None where there is none, or none that can be read."""
     try:
-        return _REPORT.validate_json((root / FILE).read_bytes())
+        return _adapter().validate_json((root / FILE).read_bytes())
     except (OSError, ValueError):
         return None

@@ -12,6 +12,7 @@ import structlog
 from darkroom import strict_json
 from darkroom.config import Log
 from darkroom.spool import timestamp
+from darkroom.visible import visible
 
 
 class _Unbreakable:
@@ -72,8 +73,5 @@ def _one_line(logger: Any, method: str, fields: Any) -> str:
 
 
 def _printable(logger: Any, method: str, fields: Any) -> Any:
-    """Names of files may hold bytes that are not text."""
-    for key, value in fields.items():
-        if isinstance(value, str) and not value.isascii():
-            fields[key] = value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return fields
+    """Names and words of jobs stand in them, whatever those hold."""
+    return {key: visible(value) if isinstance(value, str) else value for key, value in fields.items()}

@@ -35,6 +35,7 @@ MOST_WAITING = 1000
 AGAIN_S = (1.0, 5.0, 25.0, 120.0, 600.0)
 """How long a webhook that did not take a verdict is left alone, each time longer."""
 CLOSE_S = 5.0
+"""How long the end of the daemon may wait for the last deliveries."""
 
 
 class Undelivered(Exception):
@@ -257,9 +258,9 @@ class Teller:
         for courier in self._couriers:
             courier.take(Notice(verdict, path))
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
+    def close(self) -> None:
         """What waits is tried once more; what is not delivered in time is given up, and the log says so."""
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + CLOSE_S
         for courier in self._couriers:
             courier.close(until)
 

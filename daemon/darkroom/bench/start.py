@@ -59,10 +59,17 @@ def waits(config: Config, config_file: Path | None, folder: Path, rounds: int, p
     }
 
 
+def _environment() -> dict[str, str]:
+    """Ours, where Python keeps what it compiled, as it does where darkroom is installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def _run(*arguments: str) -> float:
     begin = time.perf_counter()
     command = [sys.executable, *arguments]
-    ran = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    ran = subprocess.run(
+        command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
     if ran.returncode:
         raise RenderFailed(f"`{' '.join(arguments)}` failed: {ran.stderr.strip()}")
     return time.perf_counter() - begin
@@ -79,7 +86,7 @@ def _daemon(root: Path, *chosen: str) -> float:
         begin = time.perf_counter()
         daemon = subprocess.Popen(
             [sys.executable, "-m", "darkroom", "run", *chosen, "--root", str(root)],
-            env=os.environ | {"NOTIFY_SOCKET": str(address)},
+            env=_environment() | {"NOTIFY_SOCKET": str(address)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -5,6 +5,8 @@ Exit codes: 0 fine, 1 a job failed, 2 usage or configuration, 3 another daemon o
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from darkroom import __version__
 from darkroom.cli.bench import app as bench_commands
 from darkroom.cli.completion import complete_failed, complete_known, complete_unended
 from darkroom.errors import DarkroomError
+from darkroom.visible import visible
 
 app = typer.Typer(
     name="darkroom",
@@ -340,6 +343,9 @@ def pull(
 def main() -> None:
     """Run the command line; what a user can mend is a sentence, never a traceback."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for them takes as long as Python's start
+    gc.set_threshold(20_000)  # by default a tenth of a short command's time goes to looking for garbage
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name need not be text, nor a terminal know its letters
     try:
         app()
     except DarkroomError as error:
@@ -353,4 +359,4 @@ def main() -> None:
 
 def _complain(message: Any) -> None:
     for line in str(message).splitlines():
-        print(f"darkroom: {line}", file=sys.stderr)
+        print(f"darkroom: {visible(line)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 from darkroom.catalog import Catalog
 from darkroom.check import check_job, preflight
 from darkroom.config import load
+from darkroom.visible import visible
 
 
 def check_files(files: list[Path], config_file: Path | None, root: Path | None, *, as_json: bool) -> int:
@@ -21,9 +22,9 @@ def check_files(files: list[Path], config_file: Path | None, root: Path | None, 
     else:
         for path, faults in found.items():
             if not faults:
-                print(f"✓ {path}")
+                print(visible(f"✓ {path}"))
             for fault in faults:
-                print(f"✗ {path}: {fault}")
+                print(visible(f"✗ {path}: {fault}"))
     return 1 if any(found.values()) else 0
 
 
@@ -34,7 +35,7 @@ def check_machine(config_file: Path | None, root: Path | None, *, as_json: bool)
     for finding in preflight(config):
         findings.append(finding)
         if not as_json:
-            print(f"{'✓' if finding.ok else '✗'} {finding.what}: {finding.message}", flush=True)
+            print(visible(f"{'✓' if finding.ok else '✗'} {finding.what}: {finding.message}"), flush=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     return 0 if all(finding.ok for finding in findings) else 2

@@ -12,6 +12,7 @@ from darkroom.cli.units import duration, read_duration, read_size, size
 from darkroom.config import load
 from darkroom.errors import StorageTrouble, UsageError
 from darkroom.retention import Outcome, Rule, Rules, clear_remains, rules, sweep
+from darkroom.visible import visible
 
 
 def clean(
@@ -60,10 +61,10 @@ def clean(
 
 def _say(outcome: Outcome, dry_run: bool) -> None:
     if outcome.left is not None:
-        print(f"left alone: {outcome.name}: {outcome.left}", file=sys.stderr)
+        print(visible(f"left alone: {outcome.name}: {outcome.left}"), file=sys.stderr)
         return
     doing = "would remove" if dry_run else "removed"
-    print(f"{doing} {outcome.name}  {duration(outcome.age_s)} old, {size(outcome.bytes)}")
+    print(visible(f"{doing} {outcome.name}  {duration(outcome.age_s)} old, {size(outcome.bytes)}"))
 
 
 def _sum_up(outcomes: list[Outcome], dry_run: bool) -> None:

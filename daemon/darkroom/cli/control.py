@@ -29,6 +29,7 @@ from darkroom.spool import (
     results,
 )
 from darkroom.spool.ticket import CANCEL, RETRY
+from darkroom.visible import visible
 
 
 def pause(config_file: Path | None, root: Path | None, why: str) -> None:
@@ -167,10 +168,10 @@ def _tell(outcomes: dict[str, list[str]], as_json: bool, known: Callable[[], lis
         return 1 if missing else 0
     for done in outcomes.values():
         for line in done:
-            print(line)
+            print(visible(line))
     names = known() if missing else []
     for name in missing:
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        print(f"darkroom: there is no such job: {name}{hint}", file=sys.stderr)
+        print(visible(f"darkroom: there is no such job: {name}{hint}"), file=sys.stderr)
     return 1 if missing else 0

@@ -15,6 +15,7 @@ from darkroom.errors import UsageError
 from darkroom.health import read as read_health
 from darkroom.spool import Spool, results, slug
 from darkroom.spool.ticket import LOG, RESULT
+from darkroom.visible import visible
 
 POLL_S = 0.2
 
@@ -137,10 +138,11 @@ def _show(console: Any, line: str) -> None:
         said = json.loads(line)
         moment, event = said.pop("time"), said.pop("event")
     except (ValueError, KeyError, AttributeError):
-        console.print(Text(line))
+        console.print(Text(visible(line)))
         return
     said.pop("id", None)
-    text = Text.assemble((f"{moment[:10]} {moment[11:19]}  ", "dim"), (f"{event:14}", _COLOURS.get(event, "bold")))
+    when = visible(f"{moment[:10]} {moment[11:19]}  ")
+    text = Text.assemble((when, "dim"), (visible(f"{event:14}"), _COLOURS.get(event, "bold")))
     for key, value in said.items():
-        text.append(f" {key}=", "dim").append(value if isinstance(value, str) else json.dumps(value))
+        text.append(f" {key}=", "dim").append(visible(value) if isinstance(value, str) else json.dumps(value))
     console.print(text)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from darkroom.events import Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.job import Job
 from darkroom.spool import Spool, Ticket, Verdict
+from darkroom.visible import visible
 
 SHOWN = frozenset({"job.failed", "job.warning", "oom.step_down", "daemon.paused"})
 """Events of the log that a person sees here anyway."""
@@ -55,7 +56,7 @@ class Screen:
     def say(self, text: str) -> None:
         """A line for the person at the terminal."""
         if self._live:
-            self._console.print(escape(text), soft_wrap=True)
+            self._console.print(_shown(text), soft_wrap=True)
 
     def claimed(self, ticket: Ticket, job: Job) -> None:
         """A job begins: the bar counts the steps of all its pictures."""
@@ -86,9 +87,9 @@ class Screen:
             case Picture():
                 self._finished += 1
             case Fallback():
-                self._console.print(f"[yellow]↓[/yellow] {escape(ticket.name)}: {event.rung}: {escape(event.because)}")
+                self._console.print(f"[yellow]↓[/yellow] {escape(ticket.name)}: {event.rung}: {_shown(event.because)}")
             case Warned():
-                self._console.print(f"[yellow]![/yellow] {escape(ticket.name)}: {escape(event.message)}")
+                self._console.print(f"[yellow]![/yellow] {escape(ticket.name)}: {_shown(event.message)}")
 
     def verdict(self, ticket: Ticket, verdict: Verdict, path: Path) -> None:
         """One line: where the pictures are, or why there are none."""
@@ -104,14 +105,14 @@ class Screen:
                 f"[green]✓[/green] {escape(str(path))} [dim]{seconds:.1f} s{loading}[/dim]", soft_wrap=True
             )
         else:
-            self._console.print(f"[red]✗[/red] {escape(str(path))}: {escape(verdict.error.message)}", soft_wrap=True)
+            self._console.print(f"[red]✗[/red] {escape(str(path))}: {_shown(verdict.error.message)}", soft_wrap=True)
 
     def state(self, state: str, why: str | None) -> None:
         """Idle, working, paused."""
         if self._progress is None:
             return
         if state == "paused":
-            self._console.print(f"[yellow]paused[/yellow]: {escape(why or '')}")
+            self._console.print(f"[yellow]paused[/yellow]: {_shown(why or '')}")
         if state in ("idle", "paused", "stopping"):
             self._drop_bar()
             text = {"idle": "waiting for jobs", "stopping": "stopping"}.get(state, state)
@@ -122,3 +123,8 @@ class Screen:
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+
+
+def _shown(text: str) -> str:
+    """A text of others amid rich's markup."""
+    return escape(visible(text))

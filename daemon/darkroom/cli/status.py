@@ -16,7 +16,8 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, holder, is_held, results
+from darkroom.spool import Spool, holder, is_held, is_of_list, results
+from darkroom.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,10 +68,10 @@ def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]
 
 
 def count(spool: Spool) -> dict[str, int]:
-    """How much lies in the folders."""
+    """How many jobs lie in the folders: a list is none, as in the daemon's counters."""
 
     def published(base: Path) -> int:
-        return sum(1 for _ in results(base)) if base.is_dir() else 0
+        return sum(not is_of_list(*each) for each in results(base)) if base.is_dir() else 0
 
     return {"waiting": spool.waiting(), "done": published(spool.done), "failed": published(spool.failed)}
 
@@ -149,7 +150,7 @@ def summary(status: dict[str, Any]) -> str:
         f"{status['done']:,} done",
         f"{status['failed']:,} failed",
     ]
-    return ", ".join(parts)
+    return visible(", ".join(parts))
 
 
 # For people
@@ -175,15 +176,16 @@ def table(status: dict[str, Any]) -> RenderableType:
     rows.add_column(overflow="fold")
     rows.add_row(Text("darkroom", "bold"), Text.assemble((state, colour), (since, "dim")))
     if why:
-        rows.add_row("", Text(why, "yellow"))
+        rows.add_row("", Text(visible(why), "yellow"))
     if status["running"] and daemon.get("config_error"):
-        rows.add_row("config", Text(daemon["config_error"], "yellow"))
-    rows.add_row("spool", Text(status["root"]))
+        rows.add_row("config", Text(visible(daemon["config_error"]), "yellow"))
+    rows.add_row("spool", Text(visible(status["root"])))
     rows.add_row("waiting", f"{status['waiting']:,}")
     for job in status["working"]:
-        rows.add_row("working", Text.assemble((job.get("name", job["id"]), "bold"), f"  {_progress(job)}"))
+        name = visible(str(job.get("name", job["id"])))
+        rows.add_row("working", Text.assemble((name, "bold"), f"  {_progress(job)}"))
         for fallback in job.get("fallbacks", []):
-            rows.add_row("", Text.assemble(("↓ ", "yellow"), f"{fallback['rung']}: {fallback['because']}"))
+            rows.add_row("", Text.assemble(("↓ ", "yellow"), visible(f"{fallback['rung']}: {fallback['because']}")))
     failed = Text(f"{status['failed']:,}", "red" if status["failed"] else "")
     rows.add_row("done", f"{status['done']:,}")
     rows.add_row("failed", failed)
@@ -228,7 +230,7 @@ def _verdict(recent: dict[str, Any]) -> Any:
     pictures = "1 picture" if recent["pictures"] == 1 else f"{recent['pictures']} pictures"
     told = f"{pictures}, {duration(recent['seconds'])}" if done else str(recent["reason"])
     mark = ("✓ ", "green") if done else ("✗ ", "red")
-    return Text.assemble(mark, recent["name"], (f"  {told}, {ago(recent['finished_at'])}", "dim"))
+    return Text.assemble(mark, visible(recent["name"]), (visible(f"  {told}, {ago(recent['finished_at'])}"), "dim"))
 
 
 def _memory(daemon: dict[str, Any]) -> str:
@@ -243,9 +245,9 @@ def _memory(daemon: dict[str, Any]) -> str:
 def _mishaps(daemon: dict[str, Any]) -> str:
     """What went wrong and was overcome since the daemon was started."""
     names = {
-        "engine_restarts": "engine restarts",
-        "fallbacks": "steps down in memory",
-        "missed_events": "missed notifications",
-        "untold": "verdicts that nobody could be told",
+        "engine_restarts": ("engine restart", "engine restarts"),
+        "fallbacks": ("step down in memory", "steps down in memory"),
+        "missed_events": ("missed notification", "missed notifications"),
+        "untold": ("verdict that nobody could be told", "verdicts that nobody could be told"),
     }
-    return ", ".join(f"{daemon[key]:,} {name}" for key, name in names.items() if daemon.get(key))
+    return ", ".join(f"{daemon[key]:,} {name[daemon[key] != 1]}" for key, name in names.items() if daemon.get(key))

@@ -34,6 +34,7 @@ from darkroom.spool import (
     request_in,
     slug,
 )
+from darkroom.visible import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -218,8 +219,10 @@ def reveal(disk: Disk, source: Path, stem: Path, kind: str) -> Path:
 
 
 def _say_if_nobody_works(spool: Spool) -> None:
+    if is_held(spool.working):
+        return
     health = read_health(spool.root)
-    if not is_held(spool.working) and (health is None or health.state == "stopped"):
+    if health is None or health.state == "stopped":
         print("No daemon is running on this spool; `darkroom run` starts one.", file=sys.stderr)
 
 
@@ -323,7 +326,7 @@ def _tell(folder: Path) -> bool:
         return True
     except (OSError, ValueError, KeyError) as error:
         message = f"failed, and its error.json cannot be read: {error}"
-    print(f"{folder}: {message}", file=sys.stderr)
+    print(f"{folder}: {visible(str(message))}", file=sys.stderr)
     return False
 
 

@@ -170,15 +170,15 @@ class Start:
         if around is not None and self._mask is not None:
             self.beside = torch.cat([self._mask, around], dim=1)
 
-    @torch.inference_mode()
     def keep(self, scheduler: Any, latents: torch.Tensor, following: Any | None) -> torch.Tensor:
         """``latents``, with the picture's own outside the mask; ``following`` is the next timestep, None at the end."""
         if self._mask is None or self.beside is not None or self._pictures is None:
             return latents
         own = self._pictures
-        if following is not None:
-            own = add_noise(scheduler, own, self._noise, following)
-        return own * (1 - self._mask) + latents * self._mask
+        with torch.inference_mode():
+            if following is not None:
+                own = add_noise(scheduler, own, self._noise, following)
+            return own * (1 - self._mask) + latents * self._mask
 
 
 def _sampled(

@@ -47,7 +47,7 @@ class Comparison:
         self._device = devices.choose_device(config.engine)
         self._models = Models(config, self._device)
         plain = "float32" if self._device.type == "cpu" else "float16"
-        settings = config.engine.model_copy(update={"dtype": plain})
+        settings = config.engine.model_copy(update={"dtype": plain, "backend": "torch"})
         self._references = Models(config.model_copy(update={"engine": settings}), self._device)
         self._pipes: dict[str, Any] = {}
         self._sides: list[Callable[[Job], Iterator[Event | Seconds]]] = [self._tutorial, self._pipeline, self._our]
@@ -162,7 +162,8 @@ class Frame(Comparison):
 
         for kind, name, answer in ((UNet2DConditionModel, "forward", at_once), (AutoencoderKL, "decode", grey)):
             setattr(kind, name, answer)
-        super().__init__(config)
+        settings = config.engine.model_copy(update={"backend": "torch"})  # whose UNet it is that answers
+        super().__init__(config.model_copy(update={"engine": settings}))
 
     def _rates(self, job: Job, step: float | None) -> Seconds:
         return {}

@@ -39,12 +39,14 @@ def noise(pipeline: Pipeline, width: int, height: int, generators: list[torch.Ge
 class Denoiser:
     """The UNet with everything but latents and time already in its hands.
 
-    ``size`` is width and height in pixels; ``beside`` are channels that it takes with the latents, if it does.
+    ``unet`` is the pipeline's, or what is called in its place; ``size`` is width and height in pixels; ``beside`` are
+    channels that it takes with the latents, if it does.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
+        unet: Callable[..., Any],
         job: Job,
         conditioning: Conditioning,
         size: tuple[int, int],
@@ -52,7 +54,7 @@ class Denoiser:
         beside: torch.Tensor | None = None,
     ) -> None:
         positive, negative = conditioning.positive, conditioning.negative
-        self._unet = pipeline.unet
+        self._unet = unet
         self._dtype = pipeline.dtype
         self._scale = job.guidance_scale
         self._guided = negative is not None
@@ -145,17 +147,21 @@ def _is_finite(posterior: Posterior) -> bool:
 
 
 @torch.inference_mode()
-def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae, *, may_be_black: bool) -> tuple[torch.Tensor, bool]:
+def decode(
+    pipeline: Pipeline, latents: torch.Tensor, vae: Vae, *, may_be_black: bool, by: str = "vae"
+) -> tuple[torch.Tensor, bool]:
     """Latents to pictures: (pictures, height, width, 3), uint8, on the CPU; and whether float32 had to help.
+
+    ``by`` is the part that does it, ``vae`` or ``tiny_vae``.
 
     What comes out black or as no number at all is decoded again in float32. Raises RenderFailed where that does not
     help, except for black where it may be meant.
     """
-    dtype = torch.float32 if pipeline.vae_upcast else pipeline.dtype
-    pixels = _decode(pipeline, latents, vae, dtype)
+    dtype = torch.float32 if pipeline.vae_upcast and by == "vae" else pipeline.dtype
+    pixels = _decode(pipeline, latents, vae, dtype, by)
     helped = _is_void(pixels) and dtype != torch.float32
     if helped:
-        pixels = _decode(pipeline, latents, vae, torch.float32)
+        pixels = _decode(pipeline, latents, vae, torch.float32, by)
     if _is_void(pixels) and (pixels.isnan().any() or not may_be_black):
         raise RenderFailed(
             "The picture came out all black, with the VAE in float32 too; the model may be damaged, or the prompt, "
@@ -165,23 +171,23 @@ def decode(pipeline: Pipeline, latents: torch.Tensor, vae: Vae, *, may_be_black:
     return rounded, helped
 
 
-def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype) -> torch.Tensor:
+def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.dtype, by: str) -> torch.Tensor:
     """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
-    with _vae(pipeline, kind, max(latents.shape[-2:]), dtype) as vae:
+    with _vae(pipeline, kind, max(latents.shape[-2:]), dtype, by) as vae:
         shift, factor = _scaling(vae.config, latents.device)
         pixels: torch.Tensor = vae.decode((latents / factor + shift).to(pipeline.device, dtype)).sample
     return pixels.float().div(2).add(0.5).clamp(0, 1)
 
 
 @contextmanager
-def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterator[Any]:
+def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype, name: str = "vae") -> Iterator[Any]:
     """The VAE set up for pictures of a longer side of so many latents, in this number format while it is in use."""
-    vae = pipeline.vae
+    vae = pipeline.part(name)
     # a quarter of each tile overlaps the next: where that is no whole number, what is put together is too large
     tile = min(TILE, max(8, side // 8 * 4))
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
-    if vae.dtype != dtype:
+    if next(vae.parameters()).dtype != dtype:  # vae.dtype looks at all of them
         vae.to(dtype=dtype)
     try:
         yield vae
@@ -192,7 +198,7 @@ def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype) -> Iterat
 
 def _scaling(config: Any, device: torch.device) -> tuple[Any, Any]:
     """``shift`` and ``factor``: latents as the UNet knows them, of unit deviation, are (the VAE's - shift) * factor."""
-    if config.latents_mean is None or config.latents_std is None:
+    if getattr(config, "latents_mean", None) is None or config.latents_std is None:  # a tiny VAE knows of neither
         return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
     mean, deviation = (
         torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)

@@ -58,6 +58,7 @@ class FlowRendering(Rendering):
                     stop_if(self.stopping)
                     with self._timed("denoise"):
                         work.advance()
+                    yield from self._saved()
                     yield Step(batch[0], len(batch), done, steps)
                 with self._timed("denoise"):
                     latents = work.result().cpu()

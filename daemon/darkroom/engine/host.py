@@ -7,6 +7,7 @@ Linux tells; elsewhere most of it is None, and nothing is bounded.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import sys
@@ -22,6 +23,7 @@ Where little is free, a quarter of it.
 _UNLIMITED = 1 << 60
 
 
+@functools.cache
 def cpu_name() -> str:
     """The processor's name as the kernel tells it."""
     with contextlib.suppress(OSError):
@@ -170,8 +172,11 @@ def _group_free(folder: Path) -> int | None:
         ("memory.max", "memory.current", ("inactive_file ", "active_file ")),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file ", "total_active_file ")),
     ):
-        most, used = _number(folder / limit), _number(folder / usage)
-        if most is not None and used is not None and most < _UNLIMITED:
+        most = _number(folder / limit)
+        if most is None or most >= _UNLIMITED:
+            continue
+        used = _number(folder / usage)
+        if used is not None:
             cached = sum(_field(folder / "memory.stat", kind, 1) or 0 for kind in kinds)
             return most - used + cached
     return None
@@ -186,8 +191,7 @@ def _under_own_limits(root: Path) -> Iterator[int]:
     status = root / "proc/self/status"
     for kind, field in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
         soft, _ = resource.getrlimit(kind)
-        used = _field(status, field, 1024)
-        if soft != resource.RLIM_INFINITY and used is not None:
+        if soft != resource.RLIM_INFINITY and (used := _field(status, field, 1024)) is not None:
             yield max(0, soft - used)
 
 

@@ -22,6 +22,7 @@ from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loader
 from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory, tiles_attention
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.imports import unfilled_weights
+from darkroom.engine.openvino import set_up
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
@@ -57,16 +58,25 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
     _check_task(model, configs["unet"].get("in_channels", 4), vae_config)
     workload = _workload(configs["unet"])
     dtype = choose_dtype(settings, device, workload)
-    if model.checkpoint is not None:
-        loaders = part_loaders(model, model.checkpoint, texts, dtype, configs["unet"]["in_channels"])
-    else:
-        loaders = _folder_loaders(model, texts, dtype)
+
+    def of_dtype(dtype: torch.dtype) -> dict[str, Load]:
+        if model.checkpoint is not None:
+            return part_loaders(model, model.checkpoint, texts, dtype, configs["unet"]["in_channels"])
+        return _folder_loaders(model, texts, dtype)
+
+    loaders = of_dtype(dtype)
     if model.configured.vae is not None:
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
+    if model.configured.tiny_vae is not None:
+        loaders["tiny_vae"] = _tiny_vae(model, model.configured.tiny_vae, vae_config, dtype)
     if safety != "off":
         loaders["safety_checker"] = _checker(model, dtype)
     if tiles_attention(settings, device, dtype, workload):
         loaders["unet"] = _tiled(loaders["unet"])
+    openvino = None
+    if settings.backend == "openvino":
+        plain = _explained(model, of_dtype(torch.float32)["unet"])
+        openvino = set_up(model, settings, device, configs["unet"], plain)
     return Pipeline(
         name=model.name,
         device=device,
@@ -80,6 +90,7 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         zero_empty_negative=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
         safety=safety,
         vae_upcast=xl and dtype == torch.float16 and bool(vae_config.get("force_upcast", True)),
+        openvino=openvino,
     )
 
 
@@ -148,6 +159,7 @@ def _open_flow(
         safety=safety,
         flow=flow,
         kind=getattr(diffusers, flow.pipeline),
+        openvino=None if settings.backend == "torch" else set_up(model, settings, device, {}, loaders["transformer"]),
     )
 
 
@@ -221,6 +233,24 @@ def _other_vae(model: Model, place: Path, dtype: torch.dtype) -> Load:
         f'The model "{model.name}" is to use the VAE {place}, which is neither a safetensors file nor a folder with a '
         "config.json; mend vae in its section of config.toml"
     )
+
+
+def _tiny_vae(model: Model, folder: Path, vae_config: dict[str, Any], dtype: torch.dtype) -> Load:
+    """Raises ModelUnavailable where it is none, or of other latents than the model's."""
+    from diffusers import AutoencoderTiny
+
+    mend = "mend tiny_vae in its section of config.toml"
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(f'The model "{model.name}" has no tiny VAE in {folder}: {mend}')
+    config = Model(model.name, folder, model.configured).read("config.json")
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise ModelUnavailable(f'What {folder} holds is no AutoencoderTiny, for the model "{model.name}": {mend}')
+    channels = config.get("latent_channels", 4), vae_config.get("latent_channels", 4)
+    if channels[0] != channels[1] or len(config["decoder_block_out_channels"]) != len(vae_config["block_out_channels"]):
+        raise ModelUnavailable(
+            f'The tiny VAE in {folder} is for other latents than those of the model "{model.name}": {mend}'
+        )
+    return lambda: _load_part(model, folder, AutoencoderTiny.from_pretrained, dtype)
 
 
 def _checker(model: Model, dtype: torch.dtype) -> Load:

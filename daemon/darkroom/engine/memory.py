@@ -69,13 +69,14 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         pictures = "1 picture" if self.batch == 1 else f"{self.batch} pictures"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
         more = {
             ", attention sliced": self.attention == "sliced",
             ", text encoders dropped": self.texts == "dropped" and self.weights == "resident",
             ", one part in memory at a time": self.weights == "parts",
             ", one layer in memory at a time": self.weights == "layers",
         }
-        return f"{pictures} of {self.width}×{self.height} at a time, {self.steps} steps, VAE {self.vae}" + "".join(
+        return f"{pictures} of {self.width}×{self.height} at a time, {steps}, VAE {self.vae}" + "".join(
             text for text, true in more.items() if true
         )
 

@@ -79,9 +79,9 @@ def _fingerprint(model: Model) -> str:
     files = _files(model.folder)
     if model.checkpoint is not None:
         files.append(model.checkpoint)
-    other_vae = model.configured.vae
-    if other_vae is not None:
-        files += [other_vae] if other_vae.is_file() else _files(other_vae)
+    for vae in (model.configured.vae, model.configured.tiny_vae):
+        if vae is not None:
+            files += [vae] if vae.is_file() else _files(vae)
     return repr([(str(path), stat.st_mtime_ns, stat.st_size) for path in files if (stat := path.stat())])
 
 

@@ -18,6 +18,7 @@ from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.lora import Adapters
 from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.openvino import OpenVino, Served
 from darkroom.engine.readings import Readings
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -44,6 +45,10 @@ class Pipeline:
     """The VAE overflows in float16 (SDXL) and is used in float32."""
     safety: Safety = "off"
     """What happens to pictures that the part ``safety_checker`` flags; there is none where this is off."""
+    openvino: OpenVino | None = None
+    """Who is to run the UNet instead of torch, where the config wants that."""
+    served: bool = False
+    """Whether that is so, for the job at work."""
     loaded: dict[str, Any] = field(default_factory=dict)
     """The parts that are in memory."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -120,7 +125,9 @@ class Pipeline:
         """Bytes of those that are in the device's memory: ``mapped`` from a file, or ``anonymous``."""
         held = {"anonymous": 0, "mapped": 0}
         for name, part in self.loaded.items():
-            if _device_of(part) == self.device.type:
+            if isinstance(part, Served):
+                held["anonymous"] += part.held
+            elif _device_of(part) == self.device.type:
                 kind = "mapped" if self.device.type == "cpu" and name in self.mapped else "anonymous"
                 held[kind] += self.sizes[name]
         return held
@@ -129,7 +136,10 @@ class Pipeline:
         """A part, read from the disk if it is not in memory. Raises what its loader raises."""
         if name not in self.loaded:
             before = host.anonymous_bytes()
-            self.loaded[name] = part = self.loaders[name]()
+            load = self.loaders[name]
+            if name == "unet" and self.served and self.openvino is not None:
+                load = self.openvino.open
+            self.loaded[name] = part = load()
             after = host.anonymous_bytes()
             weights = [*part.parameters(), *part.buffers()]
             sizes = [weight.numel() * weight.element_size() for weight in weights]
@@ -144,6 +154,12 @@ class Pipeline:
             self.adapters.attach(name, self.loaded[name])
         return self.loaded[name]
 
+    def serve(self, served: bool) -> None:
+        """OpenVINO runs the UNet from now on, or torch does."""
+        if served != self.served:
+            self.let_go("unet")
+            self.served = served
+
     def adapt(self, adapters: Adapters | None) -> None:
         """Every part goes by these LoRAs from now on, those that are read again too; with None by none."""
         if self.adapters is not None:
@@ -152,6 +168,11 @@ class Pipeline:
         self.adapters = adapters
         for name in self.sizes:
             self.sizes[name] += self._adapters_size(name) - before[name]
+
+    @property
+    def adapts_unet(self) -> bool:
+        """Whether a LoRA of the job at work changes the UNet."""
+        return bool(self._adapters_size("unet"))
 
     @property
     def adapts_texts(self) -> bool:
@@ -221,7 +242,7 @@ class Pipeline:
     def slice_attention(self, sliced: bool) -> None:
         """Whether the UNet computes its attention one head at a time, or as it was made."""
         unet = self.loaded.get("unet")
-        if unet is None or sliced == (self._fused is not None):
+        if unet is None or self.served or sliced == (self._fused is not None):
             return
         if sliced:
             self._fused = dict(unet.attn_processors)
@@ -250,7 +271,8 @@ class Pipeline:
         return {
             "texts": sum(size(name, 0) for name in self.text_encoder_names),
             "denoiser": size(denoiser, 0),
-            "vae": size("vae", 0) * (2 if self.vae_upcast else 1) + size("safety_checker", 0),
+            "vae": size("vae", 0) * (2 if self.vae_upcast else 1)
+            + sum(size(name, 0) for name in ("tiny_vae", "safety_checker")),
         }
 
 

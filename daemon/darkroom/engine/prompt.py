@@ -159,7 +159,7 @@ def _tokenize(tokenizer: Any, text: str, sections: list[list[Fragment]], room: i
         return _Text([together[:room]], text[together[room].place :] if len(together) > room else None)
     if len(tokens) > 1 and not tokens[-1]:
         tokens.pop()  # a BREAK at the end begins nothing
-    comma = _comma(tokenizer)
+    comma = _comma(tokenizer) if any(len(section) > room for section in tokens) else None
     return _Text([chunk for section in tokens for chunk in _chunks(section, comma, room)], None)
 
 

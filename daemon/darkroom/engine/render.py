@@ -20,13 +20,16 @@ from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
+from darkroom.engine.openvino import Served, Unserved
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import recall
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
+from darkroom.engine.reuse import reuses
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
-from darkroom.events import Event, Loaded
+from darkroom.events import Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.job.passes import passes
 
 
 class Engine:
@@ -52,6 +55,8 @@ class Engine:
         self._under_way = UnderWay(folder)
         self._bound = host.Bound()
         self._saving = False
+        self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
+        self._rendering: Rendering | None = None
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -73,6 +78,7 @@ class Engine:
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
         finally:
+            self._rendering = None
             self._bound.lift()
             if self._adapted is not None:
                 self._adapted.adapt(None)
@@ -90,10 +96,14 @@ class Engine:
         try:
             pipeline = self._models.get(self._default)
             self._draw_bound(self._models.find(self._default).size())
+            openvino = pipeline.openvino
+            if openvino is not None and openvino.refused is None:
+                pipeline.serve(True)
             for name in pipeline.loaders:
                 if stopping():
                     return
-                pipeline.load(name)
+                if name != "unet" or openvino is None or not pipeline.served or openvino.converted:
+                    pipeline.load(name)  # to convert takes a minute, which no job should have to wait for
         finally:
             self._bound.lift()
 
@@ -112,6 +122,46 @@ class Engine:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
         yield from self._adapt(pipeline, job)
+        yield from self._choose_backend(pipeline, job, died=death is not None)
+        try:
+            yield from self._attempt(pipeline, job, skip, stopping, death, images, begin)
+            return
+        except Unserved as error:
+            because = str(error)
+        # Here the exception is gone, and so is what its traceback held.
+        rendering, self._rendering = self._rendering, None
+        if rendering is not None:
+            job, skip = rendering.job, frozenset(range(job.count)) - frozenset(rendering.missing)
+        del rendering
+        pipeline.serve(False)
+        devices.free_memory(self._device)
+        yield Warned("openvino_failed", f"OpenVINO failed, and torch did the rest: {because}")
+        yield from self._attempt(pipeline, job, skip, stopping, None, images, time.monotonic())
+
+    def _choose_backend(self, pipeline: Pipeline, job: Job, *, died: bool) -> Iterator[Warned]:
+        """Who runs the UNet in this job; said where it is not whom the config wants, or where that takes a while."""
+        openvino = pipeline.openvino
+        if openvino is None:
+            return
+        against = openvino.against(adapted=pipeline.adapts_unet, reuses=reuses(job), died=died)
+        pipeline.serve(against is None)
+        if against is not None:
+            yield Warned("openvino_unused", f"The UNet was run by torch, not by OpenVINO: {against}.")
+        elif not openvino.converted:
+            message = "The model is converted for OpenVINO, once: that took a part of this job's time."
+            yield Warned("openvino_converted", message)
+
+    def _attempt(
+        self,
+        pipeline: Pipeline,
+        job: Job,
+        skip: frozenset[int],
+        stopping: Stopping,
+        death: Death | None,
+        images: Images,
+        begin: float,
+    ) -> Iterator[Event]:
+        """With the pipeline as it is, ``begin`` being when its loading did. Raises Unserved where OpenVINO fails."""
         model_hash = self._model_hash(job, stopping)
         needed = set(pipeline.loaders)
         if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
@@ -122,9 +172,13 @@ class Engine:
             self._draw_bound(self._models.find(job.model).size())
             unloaded = self._load(pipeline, [name for name in pipeline.loaders if name in needed])
         self._draw_bound()
+        description, versions = devices.describe(pipeline.device, pipeline.dtype), devices.versions()
+        if pipeline.openvino is not None and pipeline.served:
+            description = f"{description}, {pipeline.openvino.describe()}"
+            versions = {**versions, "openvino": pipeline.openvino.version()}
+            loaded_before &= not self._compile(pipeline, job)
         seconds = 0.0 if loaded_before else time.monotonic() - begin
-        description = devices.describe(pipeline.device, pipeline.dtype)
-        yield Loaded(job.model, seconds, description, devices.versions())
+        yield Loaded(job.model, seconds, description, versions)
         missing = [index for index in range(job.count) if index not in skip]
         kind: type[Rendering] = FlowRendering if isinstance(pipeline, FlowPipeline) else Rendering
         rendering = kind(
@@ -141,9 +195,19 @@ class Engine:
             save_memory=lambda: self._save_memory(pipeline),
             previews=self._previews,
             model_hash=model_hash,
+            saves_beside=self._saves_beside,
         )
+        self._rendering = rendering
         yield from rendering.begin(death, unloaded)
         yield from rendering.run()
+
+    def _compile(self, pipeline: Pipeline, job: Job) -> bool:
+        """What OpenVINO runs first, so that the time it takes counts as loading. Whether that was news."""
+        unet, first = pipeline.loaded.get("unet"), passes(job)[0]
+        if not isinstance(unet, Served):
+            return False
+        height, width = first.height // pipeline.reduction, first.width // pipeline.reduction
+        return unet.compile((2 if is_guided(pipeline, job) else 1, 77, height, width))
 
     def _model_hash(self, job: Job, stopping: Stopping) -> Callable[[], str | None]:
         """The start of a checkpoint's sha256, as other tools write it; waited for only when it is asked for."""

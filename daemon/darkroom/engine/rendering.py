@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,10 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
+from darkroom.engine.reuse import looking, unfit
 from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
+from darkroom.engine.saving import Saving
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
 from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
@@ -62,6 +65,7 @@ class Rendering:
         save_memory: Callable[[], None],
         previews: bool = False,
         model_hash: Callable[[], str | None] = lambda: None,
+        saves_beside: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -75,6 +79,7 @@ class Rendering:
         # where somebody looks at what is shown, nothing is shown before
         self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
         self.model_hash = model_hash
+        self.saving = Saving(beside=saves_beside)
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -126,25 +131,28 @@ class Rendering:
 
     def run(self) -> Iterator[Event]:
         """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
-        while self.missing:
-            failure: tuple[str, str, int | None] | None = None
-            try:
-                yield from self._next_batch()
-            except Exception as error:
-                if not devices.is_out_of_memory(error):
-                    raise
-                used = devices.memory_used(self.pipeline.device)
-                failure = (first_line(error), traceback.format_exc(), used)
-            # Here, outside the except block, the exception is gone, and so are the tensors that its traceback held.
-            if failure is not None:
-                yield self._step_down(*failure)
+        with self.saving:
+            while self.missing:
+                failure: tuple[str, str, int | None] | None = None
+                try:
+                    yield from self._next_batch()
+                except Exception as error:
+                    if not devices.is_out_of_memory(error):
+                        yield from self._saved(wait=True)
+                        raise
+                    used = devices.memory_used(self.pipeline.device)
+                    failure = (first_line(error), traceback.format_exc(), used)
+                # Here, outside the except block, the exception is gone, and so are the tensors its traceback held.
+                if failure is not None:
+                    yield from self._saved(wait=True)
+                    yield self._step_down(*failure)
         self.fitting.fitted()
         yield Finished(self.seconds)
 
     def _next_batch(self) -> Iterator[Event]:
         if self.conditioning is None:
             yield from self._encode()
-        batch = self.missing[: self.plan.batch]
+        batch = [index for index in self.missing if index not in self.saving][: self.plan.batch]
         if self.job.hires is not None and not all(index in self.drafts for index in batch):
             if not all(index in self.latents for index in batch):
                 yield from self._denoise(batch, 0)
@@ -153,12 +161,20 @@ class Rendering:
                 yield from self._told()
         if not all(index in self.latents for index in batch):
             yield from self._denoise(batch, len(passes(self.job)) - 1)
+        yield from self._saved(wait=True)  # no more than a batch is on its way
         for index, image in self._decode(batch):
             shown = yield from self._censored(index, image)
-            picture = self._picture(index, shown)
-            self.missing.remove(index)
-            self.drafts.pop(index, None)
+            self.saving.begin(index, partial(self._picture, self.job, index, shown, self.model_hash()))
             yield from self._told()
+            yield from self._saved()
+        if all(index in self.saving for index in self.missing):
+            yield from self._saved(wait=True)
+
+    def _saved(self, *, wait: bool = False) -> Iterator[Event]:
+        """The pictures whose files are made, which are missing no more."""
+        for picture in self.saving.made(wait=wait):
+            self.missing.remove(picture.index)
+            self.drafts.pop(picture.index, None)
             yield picture
 
     def _encode(self) -> Iterator[Event]:
@@ -181,34 +197,39 @@ class Rendering:
         before = sum(one.taken for one in all_passes[:number])
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
-        timesteps = begin_at(scheduler, this.steps - this.taken)
+        timesteps = list(begin_at(scheduler, this.steps - this.taken))
         generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
         arguments = step_arguments(scheduler, generators)
         with self._at_work("denoise", "unet"):
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
             latents = start.latents
             size = (this.width, this.height)
-            # the second of them looks with guidance, the first without it
-            denoisers = [
-                self.previews.watch(Denoiser(pipeline, job, texts, size, len(batch), start.beside))
-                for texts in (replace(self.conditioning, negative=None), self.conditioning)
-            ]
+            if (warning := unfit(pipeline.unet, job)) is not None:
+                self.job = job = job.model_copy(update={"reuse_features": None})
+                yield warning
+            unet = looking(pipeline.unet, job)
+            guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
+            texts = {True: self.conditioning, False: replace(self.conditioning, negative=None)}
+            denoisers = {
+                which: self.previews.watch(Denoiser(pipeline, unet, job, texts[which], size, len(batch), start.beside))
+                for which in set(guided)
+            }
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
-                denoiser = denoisers[is_guided_in(job, this, step_of(scheduler, done - 1))]
                 with self._timed("denoise"):
-                    latents = step(denoiser, scheduler, timestep, latents, arguments)
+                    latents = step(denoisers[guided[done - 1]], scheduler, timestep, latents, arguments)
                     if done == len(timesteps):
                         latents = start.keep(scheduler, latents, None)
                     elif done % scheduler.order == 0:
                         latents = start.keep(scheduler, latents, timesteps[done])
+                yield from self._saved()
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
                 if (preview := self.previews.due(scheduler, done, len(timesteps))) is not None:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoisers, start
+            del denoisers, unet, start
         self._denoised(batch, latents)
 
     def _denoised(self, batch: list[int], latents: Any) -> None:
@@ -251,13 +272,15 @@ class Rendering:
         from PIL import Image
 
         assert self.originals is not None
+        by = "tiny_vae" if self.job.decoder == "tiny" else "vae"
         together = len(batch) if self.plan.vae == "whole" else 1
         for start in range(0, len(batch), together):
             stop_if(self.stopping)
             group = batch[start : start + together]
             latents = torch.cat([self.latents[index] for index in group])
-            with self._timed("decode"), self._at_work("decode", "vae"):
-                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=self.originals.black)
+            with self._timed("decode"), self._at_work("decode", by):
+                black = self.originals.black
+                pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=black, by=by)
             self.helped = self.helped or helped
             for index, picture in zip(group, pixels, strict=True):
                 yield index, self.originals.kept(Image.fromarray(picture.numpy()))
@@ -274,11 +297,12 @@ class Rendering:
             yield warning
         return image
 
-    def _picture(self, index: int, image: Image) -> Picture:
+    def _picture(self, job: Job, index: int, image: Image, model_hash: str | None) -> Picture:
+        """Its file, made in a thread of its own: the job may have changed here by then."""
         from darkroom.output import encode as save
         from darkroom.output import extension, thumbnail
 
-        job, seed = self.job, self.job.seed_of(index)
+        seed = job.seed_of(index)
         with self._timed("save"):
             image = resized(image, *final_size(job))
             hashes = self.pipeline.adapters.hashes if self.pipeline.adapters else {}
@@ -287,7 +311,7 @@ class Rendering:
                 job,
                 seed=seed,
                 device=self.description,
-                model_hash=self.model_hash(),
+                model_hash=model_hash,
                 lora_hashes=hashes,
             )
             small = thumbnail(image) if max(image.size) > LARGE else b""

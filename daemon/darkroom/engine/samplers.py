@@ -7,11 +7,12 @@ would change the pictures.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,21 +84,9 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     ``sampler`` and ``schedule`` are names of ``darkroom.sampling``, resolved; ``trained`` is the model's scheduler
     configuration. Raises RenderFailed where the model needs what the sampler lacks.
     """
-    import diffusers
-
     recipe = _RECIPES[sampler]
-    match sampler:
-        case "LMS":
-            kind = schedulers.lms()
-        case "DPM2" | "DPM2 a":
-            kind = schedulers.dpm2(getattr(diffusers, recipe.scheduler))
-        case "DPM++ SDE":
-            kind = schedulers.dpmpp_sde(getattr(diffusers, recipe.scheduler))
-        case _:
-            kind = getattr(diffusers, recipe.scheduler)
-    if schedule == "beta":
-        kind = schedulers.with_beta(kind)
-    accepted = set(inspect.signature(kind).parameters)
+    kind = _kind(sampler, beta=schedule == "beta")
+    accepted = _parameters(kind)
     known = {key: trained[key] for key in _TRAINED if key in trained}
     if known.pop("rescale_betas_zero_snr", False):
         if "rescale_betas_zero_snr" not in accepted:
@@ -117,6 +106,30 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
     return scheduler
+
+
+@functools.cache
+def _kind(sampler: str, *, beta: bool) -> Any:
+    """The class: diffusers' own, or one of ours over it."""
+    import diffusers
+
+    scheduler = _RECIPES[sampler].scheduler
+    match sampler:
+        case "LMS":
+            kind = schedulers.lms()
+        case "DPM2" | "DPM2 a":
+            kind = schedulers.dpm2(getattr(diffusers, scheduler))
+        case "DPM++ SDE":
+            kind = schedulers.dpmpp_sde(getattr(diffusers, scheduler))
+        case _:
+            kind = getattr(diffusers, scheduler)
+    return schedulers.with_beta(kind) if beta else kind
+
+
+@functools.cache
+def _parameters(call: Any) -> frozenset[str]:
+    """The names of what it can be given."""
+    return frozenset(inspect.signature(call).parameters)
 
 
 def _set_timesteps(scheduler: Any, recipe: _Recipe, steps: int) -> None:
@@ -163,12 +176,12 @@ def _follow(scheduler: Any, guide: Any) -> None:
 
 def step_arguments(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
     """What ``advance`` hands to the scheduler: the pictures' generators, where it makes noise."""
-    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return {"generator": generators} if "generator" in _parameters(type(scheduler).step) else {}
 
 
 def advance(scheduler: Any, predicted: Any, timestep: Any, latents: Any, arguments: Mapping[str, Any]) -> Any:
     """The latents after one step, given what the model predicted for them at ``timestep``."""
-    with _numpy_quiet():
+    with _numpy_quiet() if type(scheduler).__name__ == "DEISMultistepScheduler" else nullcontext():
         return scheduler.step(predicted, timestep, latents, **arguments, return_dict=False)[0]
 
 

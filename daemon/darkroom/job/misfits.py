@@ -18,6 +18,11 @@ def misfits(job: Job, flow: Flow) -> list[FieldError]:
         "negative_prompt": (_has_loras(job.negative_prompt), no_loras),
         "init_image": (job.init_image is not None, f"darkroom begins with noise alone in {flow.name} models"),
         "guidance_interval": (job.guidance_interval is not None, f"darkroom guides {flow.name} models in every step"),
+        "reuse_features": (
+            (job.reuse_features or 1) > 1,
+            f"darkroom computes all of {flow.name} models in every step",
+        ),
+        "decoder": (job.decoder == "tiny", f"darkroom has no tiny VAE for {flow.name} models"),
         "hires": (job.hires is not None, f"darkroom makes pictures of {flow.name} models in one pass"),
     }
     unfit = f"{flow.name} models need multiples of {flow.grain}"

@@ -112,6 +112,9 @@ def _decide(request: Request, config: Config, catalog: Catalog, id: str, picture
     _check_limits(job, config, errors)
     if model.flow is None:
         check_loras(job, model, catalog, errors)
+        if job.decoder == "tiny" and model.configured.tiny_vae is None:
+            hint = 'set tiny_vae in its section of config.toml, or write "full"'
+            errors.append(FieldError(f'the model "{model.name}" has no tiny VAE', "decoder", got="tiny", hint=hint))
     else:
         errors += misfits(job, model.flow)
     if errors:

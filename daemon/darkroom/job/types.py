@@ -47,6 +47,7 @@ Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_
 LongPrompt = Literal["chunk", "truncate"]
 OnOom = Literal["degrade", "fail"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+Decoder = Literal["full", "tiny"]
 
 
 Images = Mapping[str, bytes]
@@ -71,7 +72,7 @@ NO_PICTURES: Mapping[str, Given] = MappingProxyType({})
 class LoraUse(BaseModel):
     """One LoRA in a job: its name in ``loras_dir``, and how strongly it is applied (1 is as it was trained)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     name: Annotated[Text, Field(min_length=1, max_length=200)]
     weight: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
@@ -88,7 +89,7 @@ class Hires(BaseModel):
     ``steps`` are those of the second pass; None is as many as of the first.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     scale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] = 2.0
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.6
@@ -98,13 +99,14 @@ class Hires(BaseModel):
 class Request(BaseModel):
     """A job as it was asked: every field but the prompt may be left out. See docs/jobs.md for each."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), defer_build=True)
 
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)]
     negative_prompt: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=150)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
     guidance_interval: Interval | None = None
+    reuse_features: Annotated[int, Field(ge=1, le=10)] | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
     width: Side | None = None
     height: Side | None = None
@@ -119,6 +121,7 @@ class Request(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     hires: Hires | None = None
     upscale: Annotated[float, Field(gt=1, le=4, allow_inf_nan=False)] | None = None
+    decoder: Decoder | None = None
     long_prompt: LongPrompt | None = None
     on_oom: OnOom | None = None
     output_format: OutputFormat | None = None
@@ -140,7 +143,7 @@ class Job(BaseModel):
     cell's after the other's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
     id: str
     prompt: str
@@ -149,6 +152,8 @@ class Job(BaseModel):
     guidance_scale: float
     guidance_interval: Interval | None = None
     """Which part of the steps has guidance; None is all of them."""
+    reuse_features: int | None = None
+    """The UNet's deep layers are computed in every so many looks alone; None and 1 are all of them."""
     seed: int
     width: int
     height: int
@@ -167,6 +172,8 @@ class Job(BaseModel):
     hires: Hires | None = None
     upscale: float | None = None
     """The finished picture is enlarged so many times."""
+    decoder: Decoder | None = None
+    """Whether the model's tiny VAE makes the pixels; None and ``full`` are its own."""
     long_prompt: LongPrompt
     on_oom: OnOom
     output_format: OutputFormat
@@ -217,7 +224,7 @@ class Job(BaseModel):
 class PictureRecord(BaseModel):
     """One picture in result.json."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     file: str
     sha256: str
@@ -232,7 +239,7 @@ class PictureRecord(BaseModel):
 class Result(BaseModel):
     """result.json: what was asked, what was done, every picture, every fallback."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     darkroom: str
     id: str
@@ -265,7 +272,7 @@ class Result(BaseModel):
 class ErrorReport(BaseModel):
     """error.json: why a job failed, for a person."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     status: Literal["failed", "partial"]
     reason: str

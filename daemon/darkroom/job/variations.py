@@ -21,12 +21,13 @@ from darkroom.job.aliases import ALIASES
 from darkroom.job.types import Job, Request
 
 VARIED = (
-    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "width"),
-    *("height", "model", "sampler", "schedule", "loras", "clip_skip", "strength", "hires", "upscale", "long_prompt"),
+    *("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_interval", "reuse_features"),
+    *("seed", "width", "height", "model", "sampler", "schedule", "loras", "clip_skip", "strength", "hires", "upscale"),
+    *("long_prompt", "decoder"),
 )
 """The fields that may vary: all that make the picture, but what it begins with."""
 
-_OR_NOT = frozenset({"guidance_interval", "hires", "upscale"})
+_OR_NOT = frozenset({"guidance_interval", "reuse_features", "hires", "upscale", "decoder"})
 """Those that a cell may be without where others have them: null."""
 
 MOST_PICTURES = 1000

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from xml.etree import ElementTree
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
 from darkroom.output.encode import COMMENT_TAG, EXIF_TAG, XMP_NAMESPACE
@@ -48,6 +48,8 @@ def job_in(data: bytes) -> dict[str, Any]:
         tags = Image.Exif()  # not ``image.getexif``, which decodes a PNG to its end
         tags.load(texts.get("exif", b""))
         comment = tags.get_ifd(EXIF_TAG).get(COMMENT_TAG)
+    except UnidentifiedImageError:
+        raise _refusal(Unfinished, "This is no PNG, JPEG or WebP, or only the beginning of one") from None
     except Exception as error:  # Pillow raises whatever comes up in the depths of a broken file
         raise _refusal(
             Unfinished, f"This is no PNG, JPEG or WebP that can be read, or not all of one ({_first_words(error)})"

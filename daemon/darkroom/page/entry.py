@@ -22,6 +22,8 @@ MOST_WORDS = 1000
 MOST_PICTURES = 12
 """So many pictures of a result have a link of their own; the others are found on its contact sheet."""
 
+_LONGEST_S = 1e9
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -114,14 +116,15 @@ def _facts(job: dict[str, Any], pictures: list[dict[str, Any]], result: dict[str
     seed = seeds[0] if seeds else job.get("seed")
     shown = pictures[0] if pictures else job
     width, height = shown.get("width"), shown.get("height")
+    steps = job.get("num_inference_steps")
     seconds = result.get("seconds")
     total = seconds.get("total") if isinstance(seconds, dict) else None
     facts = [
         f"seed {seed}" if isinstance(seed, int) else "",
         f"{width} × {height}" if isinstance(width, int) and isinstance(height, int) else "",
         _text(job.get("model")),
-        f"{job['num_inference_steps']} steps" if isinstance(job.get("num_inference_steps"), int) else "",
-        f"{total:.1f} s" if isinstance(total, int | float) and pictures else "",
+        ("1 step" if steps == 1 else f"{steps} steps") if isinstance(steps, int) else "",
+        f"{total:.1f} s" if isinstance(total, int | float) and 0 <= total < _LONGEST_S and pictures else "",
     ]
     return [fact for fact in facts if fact]
 

@@ -28,8 +28,7 @@ from darkroom.spool.names import (
     slug,
     timestamp,
 )
-from darkroom.spool.results import results
-from darkroom.spool.split import OF_LIST
+from darkroom.spool.results import OF_LIST, is_of_list, results
 from darkroom.spool.spool import PAUSE, Spool, Verdict, as_json, request_in
 from darkroom.spool.ticket import State, Ticket
 
@@ -56,6 +55,7 @@ __all__ = [
     "is_candidate",
     "is_held",
     "is_job",
+    "is_of_list",
     "is_picture",
     "is_plain",
     "is_temporary",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
 from darkroom.spool.disk import StrPath
-from darkroom.spool.inbox import MAX_FOLDER_DEPTH
+from darkroom.spool.inbox import MAX_FOLDER_DEPTH, read
 from darkroom.spool.ticket import RESULT
+
+OF_LIST = "list"
+"""What the verdict of a list itself is called, beside those of its entries."""
+
+_MOST_BYTES = 1 << 20
 
 
 def results(base: StrPath, prefix: str = "", depth: int = MAX_FOLDER_DEPTH) -> Iterator[tuple[str, str]]:
@@ -26,3 +32,15 @@ def results(base: StrPath, prefix: str = "", depth: int = MAX_FOLDER_DEPTH) -> I
                     yield from results(entry.path, f"{prefix}{entry.name}/", depth - 1)
                 except OSError:
                     continue
+
+
+def is_of_list(name: str, path: StrPath) -> bool:
+    """Whether a result is a list's own, and not a job's that has its name."""
+    group, _, leaf = name.rpartition("/")
+    if not group or leaf.partition("~")[0] != OF_LIST:
+        return False
+    try:
+        said = json.loads(read(f"{path}/{RESULT}", _MOST_BYTES) or b"")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("entries") is not None

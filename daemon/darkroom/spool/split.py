@@ -25,8 +25,6 @@ from darkroom.spool.names import free_number, is_conflict_copy, is_plain, is_tem
 from darkroom.spool.ticket import PLAN, Ticket
 
 ENTRIES = "entries"
-OF_LIST = "list"
-"""What the list's own result is called, beside those of its entries."""
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 

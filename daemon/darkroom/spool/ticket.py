@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from darkroom import strict_json
 from darkroom.errors import StorageTrouble
@@ -77,6 +77,8 @@ def host_name() -> str:
 class Origin(BaseModel):
     """Where a job came from, written before the file is claimed."""
 
+    model_config = ConfigDict(defer_build=True)
+
     name: str
     """For people: bytes that are not UTF-8 are shown as ``\\xNN``."""
     name_base64: str
@@ -120,6 +122,8 @@ class Origin(BaseModel):
 class State(BaseModel):
     """job.json: what is to be rendered now, and how it came to differ from what was asked."""
 
+    model_config = ConfigDict(defer_build=True)
+
     job: Job
     requested: dict[str, Any] = Field(default_factory=dict)
     fallbacks: list[dict[str, Any]] = Field(default_factory=list)
@@ -129,6 +133,8 @@ class State(BaseModel):
 
 class Attempt(BaseModel):
     """attempt.N: one waking of the engine. ``ended`` is None while it runs, and where the daemon died with it."""
+
+    model_config = ConfigDict(defer_build=True)
 
     boot_id: str
     ended: Literal["engine-died", "engine-stalled"] | None = None
