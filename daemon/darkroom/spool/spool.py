@@ -236,7 +236,7 @@ class Spool:
                 raise
         if arrival.whole_folder:
             self._unpack(folder)
-        self.disk.sync_folder(folder)
+        self.disk.sync_folder(folder)  # kept: without a journal the job would be nowhere until it is begun
         self.disk.sync_folder(arrival.place.rpartition("/")[0])
         return Ticket(id, name, folder, origin, self.disk, fresh=True)
 

@@ -223,7 +223,7 @@ class Ticket:
     def take_given(self, file: str, path: str) -> None:
         """One that goes with the job: it moves here. Raises FileNotFoundError where it vanished."""
         self.disk.rename(path, self.at(file))
-        self.disk.sync_folder(self.place)
+        self.disk.sync_folder(self.place)  # kept: without a journal the picture would be nowhere until the job is begun
         self.disk.sync_folder(path.rpartition("/")[0])
 
     def clear_dropped(self) -> None:
