@@ -121,25 +121,16 @@ print(json.dumps([first, after]))
     assert after["rungs"] == []
 
 
-# Here too room is taken away until it fits no more.
-WIDE = """
-fields = dict(model="seedling", width=2048, height=1024, num_inference_steps=1, guidance_scale=1.0)
-engine._learned.learn = lambda *_: None
-"""
+WIDE = 'fields = dict(model="seedling", width=2048, height=1024, num_inference_steps=1, guidance_scale=1.0)'
 
 
 def test_with_fail_what_cannot_fit_is_never_made_smaller_and_told_what_would_help(tmp_path: Path) -> None:
     script = """
-said = None
-for room in range(160, 0, -30):
-    limit(room << 20)
-    try:
-        said = brief(render(engine, make_job(on_oom="fail", **fields)))["sizes"]
-    except OutOfMemory as error:
-        said = error.message
-        break
-    assert said == [[2048, 1024]]
-print(json.dumps(said))
+limit(150 << 20)
+try:
+    print(json.dumps(brief(render(engine, make_job(on_oom="fail", **fields)))))
+except OutOfMemory as error:
+    print(json.dumps(error.message))
 """
     failed = told(WIDE + script, tmp_path)
     assert isinstance(failed, str)
@@ -149,11 +140,8 @@ print(json.dumps(said))
 
 def test_with_degrade_it_is_made_smaller_and_the_job_after_it_whole(tmp_path: Path) -> None:
     script = """
-for room in range(170, 0, -30):
-    limit(room << 20)
-    smaller = brief(render(engine, make_job(on_oom="degrade", **fields)))
-    if "smaller_picture" in smaller["rungs"]:
-        break
+limit(150 << 20)
+smaller = brief(render(engine, make_job(on_oom="degrade", **fields)))
 after = brief(render(engine, make_job(**small)))
 print(json.dumps([smaller, after]))
 """

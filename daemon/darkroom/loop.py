@@ -329,6 +329,7 @@ class Loop:
     def _rest_from_work(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
         """Not before what has ended is published."""
         self._publish()
+        self.health.update(waiting=self.intake.waiting)
         self._turn(state, why, trouble=trouble)
 
     def _claim(self, arrival: Arrival) -> Ticket | None:
