@@ -321,6 +321,7 @@ class Loop:
             why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
             raise StorageTrouble(f"{self.spool.root}: {why}")
         arrival = self.intake.take(self.work.loaded)
+        self.health.update(waiting=self.intake.waiting)
         if arrival is None:
             self._rest_from_work("idle")
             return None
@@ -329,7 +330,6 @@ class Loop:
     def _rest_from_work(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
         """Not before what has ended is published."""
         self._publish()
-        self.health.update(waiting=self.intake.waiting)
         self._turn(state, why, trouble=trouble)
 
     def _claim(self, arrival: Arrival) -> Ticket | None:
