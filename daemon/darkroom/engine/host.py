@@ -64,7 +64,7 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     """
     for folder in _groups(root):
         for name in ("memory.events", "memory.oom_control"):
-            count = _field(folder / name, "oom_kill ", 1)
+            count = _field(f"{folder}/{name}", "oom_kill ", 1)
             if count is not None:
                 return count
     return _field(root / "proc/vmstat", "oom_kill ", 1)
@@ -137,47 +137,43 @@ def _libc(name: str, *arguments: int) -> None:
 
 def _shared_free(root: Path) -> int | None:
     """What is free for this process and others: of the machine, and of the control groups."""
-    found = [_field(root / "proc/meminfo", "MemAvailable:", 1024), *map(_group_free, _groups(root))]
+    found = [_field(f"{root}/proc/meminfo", "MemAvailable:", 1024), *map(_group_free, _groups(root))]
     return min((max(0, size) for size in found if size is not None), default=None)
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def _groups(root: Path) -> Iterator[str]:
     """The folders of this process's memory control group and of those around it, innermost first, both versions."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in _read(f"{root}/proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, name = rest.partition(":")
         if "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
+            top = f"{root}/sys/fs/cgroup/memory"
         elif number == "0" and not controllers:
-            top = root / "sys/fs/cgroup"
+            top = f"{root}/sys/fs/cgroup"
         else:
             continue
-        folder = top / name.strip("/")
-        if not folder.is_dir():  # a container sees its own group as the top
+        folder = f"{top}/{name.strip('/')}".rstrip("/")
+        if not Path(folder).is_dir():  # a container sees its own group as the top
             folder = top
         while True:
             yield folder
             if folder == top:
                 break
-            folder = folder.parent
+            folder = folder.rpartition("/")[0]
 
 
-def _group_free(folder: Path) -> int | None:
+def _group_free(folder: str) -> int | None:
     """Bytes to the group's limit; None where it has none."""
     for limit, usage, kinds in (
         ("memory.max", "memory.current", ("inactive_file ", "active_file ")),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file ", "total_active_file ")),
     ):
-        most = _number(folder / limit)
+        most = _number(f"{folder}/{limit}")
         if most is None or most >= _UNLIMITED:
             continue
-        used = _number(folder / usage)
+        used = _number(f"{folder}/{usage}")
         if used is not None:
-            cached = sum(_field(folder / "memory.stat", kind, 1) or 0 for kind in kinds)
+            cached = sum(_field(f"{folder}/memory.stat", kind, 1) or 0 for kind in kinds)
             return most - used + cached
     return None
 
@@ -195,16 +191,35 @@ def _under_own_limits(root: Path) -> Iterator[int]:
             yield max(0, soft - used)
 
 
-def _field(file: Path, name: str, unit: int) -> int | None:
+def _field(file: Path | str, name: str, unit: int) -> int | None:
     """The number in the line that begins with ``name``, times ``unit``."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith(name):
-                return int(line.removeprefix(name).split()[0]) * unit
+    text = _read(file)
+    begin = 0 if text.startswith(name) else text.find(f"\n{name}") + 1 or None
+    if begin is None:
+        return None
+    with contextlib.suppress(ValueError, IndexError):
+        return int(text[begin + len(name) :].split(None, 1)[0]) * unit
     return None
 
 
-def _number(file: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(file.read_text(encoding="utf-8"))
+def _number(file: Path | str) -> int | None:
+    with contextlib.suppress(ValueError):
+        return int(_read(file))
     return None
+
+
+def _read(file: Path | str) -> str:
+    """Nothing where it cannot be read. Without the layers of ``open``: a dozen of these are read before every job."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        pieces = []
+        while piece := os.read(descriptor, 1 << 16):
+            pieces.append(piece)
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces).decode("utf-8", "replace")

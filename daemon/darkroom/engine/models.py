@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -75,15 +77,32 @@ class Models:
 
 
 def _fingerprint(model: Model) -> str:
-    """Changes when a file of the model does, so that a model replaced on the disk is loaded anew."""
-    files = _files(model.folder)
+    """Changes when a file of the model does, so that a model replaced on the disk is loaded anew.
+
+    Asked before every job, so it makes do with few calls.
+    """
+    files = _in_folder(model.folder)
     if model.checkpoint is not None:
-        files.append(model.checkpoint)
+        files.append(_known_by(model.checkpoint))
     for vae in (model.configured.vae, model.configured.tiny_vae):
         if vae is not None:
-            files += [vae] if vae.is_file() else _files(vae)
-    return repr([(str(path), stat.st_mtime_ns, stat.st_size) for path in files if (stat := path.stat())])
+            files += [_known_by(vae)] if vae.is_file() else _in_folder(vae)
+    return repr(files)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in ("*.json", "*.safetensors", "*/*") for path in folder.glob(pattern))
+def _in_folder(folder: Path) -> list[tuple[str, int, int]]:
+    """Of the files in it that may be a model's, and of all in the folders in it."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                with os.scandir(entry.path) as parts:
+                    found += [_known_by(part) for part in parts]
+            elif entry.name.endswith((".json", ".safetensors")):
+                found.append(_known_by(entry))
+    return sorted(found)
+
+
+def _known_by(file: Path | os.DirEntry[str]) -> tuple[str, int, int]:
+    stat = file.stat()
+    return os.fspath(file), stat.st_mtime_ns, stat.st_size
