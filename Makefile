@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test speed lint soak soak-engine seedling seedling-eval seedling-lora clean
+.PHONY: help run test speed lint soak soak-engine seedling seedling-eval seedling-lora seedling-fewstep clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -46,6 +46,9 @@ seedling-eval: $(VENV)/.installed ## measure how well the bundled model follows 
 seedling-lora: $(VENV)/.installed ## train the bundled LoRA again (a quarter of an hour on one core; needed after `make seedling`)
 	$(BIN)/python -m tools.seedling.lora
 	$(BIN)/python -m tools.seedling.lora_effect
+
+seedling-fewstep: $(VENV)/.installed ## train the LoRA for few steps again (a quarter of an hour on one core; needed after `make seedling`)
+	$(BIN)/python -m tools.seedling.fewstep
 
 clean: ## remove caches and builds; pictures, .venv and the training stay
 	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import Conv2d, Linear
 
@@ -99,6 +100,25 @@ def test_the_bundled_lora_turns_pictures_into_blueprints_and_more_so_with_more_w
     assert none + 0.3 < half
     assert half + 0.1 < whole
     assert whole > 0.9
+
+
+def test_with_the_bundled_lora_for_few_steps_four_without_guidance_come_near_to_the_models_own(engine: Engine) -> None:
+    four = {"num_inference_steps": 4, "guidance_scale": 1.0, "sampler": "Euler", "schedule": "sgm_uniform"}
+
+    def away(*loras: tuple[str, float]) -> float:
+        few = [pixels(picture(engine, job_of(prompt, *loras, **four))) for prompt in COLORFUL]
+        return float(np.mean([np.abs(one - other).mean() for one, other in zip(few, own, strict=True)]))
+
+    own = [pixels(picture(engine, job_of(prompt, num_inference_steps=20, guidance_scale=5.0))) for prompt in COLORFUL]
+    assert away(("fewstep", 1.0)) < away()
+
+
+def test_the_bundled_lora_for_few_steps_says_what_it_is_for() -> None:
+    with safe_open(BUNDLED / "fewstep.safetensors", "pt") as file:
+        said = file.metadata()
+    assert said["modelspec.title"] == "fewstep"
+    assert said["modelspec.usage_hint"] == 'sampler "Euler", schedule "sgm_uniform", 4 steps, guidance 1'
+    assert said["modelspec.license"]
 
 
 def test_a_weight_of_nothing_is_no_lora_at_all(engine: Engine) -> None:

@@ -150,13 +150,13 @@ def test_what_is_no_lora_has_no_keys() -> None:
 # ---------------------------------------------------------------- which there are
 
 
-def test_names_are_those_of_files_at_any_depth_and_the_bundled_one_is_always_there(tmp_path: Path) -> None:
+def test_names_are_those_of_files_at_any_depth_and_the_bundled_ones_are_always_there(tmp_path: Path) -> None:
     save(tmp_path / "fur.safetensors", lora(768))
     save(tmp_path / "styles" / "old" / "ink.safetensors", lora(2048))
     (tmp_path / "styles" / "notes.txt").write_text("")
     (tmp_path / "styles" / "._ink.safetensors").write_text("")
     loras = Loras(tmp_path)
-    assert loras.names() == ["blueprint", "fur", "ink"]
+    assert loras.names() == ["blueprint", "fewstep", "fur", "ink"]
     found = loras.get("ink")
     assert found is not None
     assert (found.about.family, found.about.width, found.source) == ("SDXL", 2048, "loras_dir")
@@ -167,8 +167,8 @@ def test_names_are_those_of_files_at_any_depth_and_the_bundled_one_is_always_the
 
 
 def test_a_folder_that_is_not_there_has_none(tmp_path: Path) -> None:
-    assert Loras(tmp_path / "missing").names() == ["blueprint"]
-    assert Loras(None).names() == ["blueprint"]
+    assert Loras(tmp_path / "missing").names() == ["blueprint", "fewstep"]
+    assert Loras(None).names() == ["blueprint", "fewstep"]
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_the_preflight_looks_at_the_folder_and_at_each_file(tmp_path: Path) -> N
         return [(finding.ok, finding.message) for finding in preflight(config) if finding.what == "LoRAs"]
 
     (alone,) = found(Models())
-    assert alone == (True, "1 can be used: blueprint")
+    assert alone == (True, "2 can be used: blueprint, fewstep")
     missing, _ = found(Models(loras_dir=tmp_path / "missing"))
     said = f"[models] loras_dir is {tmp_path / 'missing'}, which is no folder; make it or mend the key"
     assert missing == (False, said)

@@ -65,6 +65,9 @@ def engines(*choices: Mapping[str, Any]) -> Iterator[Painter]:
     return (Painter({}, engine) for engine in choices)
 
 
+FEW = {"sampler": "Euler", "schedule": "sgm_uniform", "guidance_scale": 1}
+"""What fewstep is for; the steps are 4."""
+
 CHOICES: Mapping[str, Iterator[Painter]] = {
     "guidance_interval": jobs({}, *({"guidance_interval": ends} for ends in ([0.1, 0.8], [0.0, 0.5], [0.2, 0.6]))),
     "reuse_features": jobs({}, *({"reuse_features": every} for every in (2, 3, 5))),
@@ -72,6 +75,8 @@ CHOICES: Mapping[str, Iterator[Painter]] = {
         {},
         *({"num_inference_steps": steps} for steps in (13, 10)),
         {"num_inference_steps": 4, "sampler": "LCM", "guidance_scale": 1},
+        {**FEW, "num_inference_steps": 4},
+        *({**FEW, "num_inference_steps": steps, "loras": ["fewstep"]} for steps in (2, 4, 8)),
     ),
     "openvino": engines({}, *({"backend": "openvino", "dtype": dtype} for dtype in ("float32", "bfloat16"))),
 }
