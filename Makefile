@@ -49,6 +49,7 @@ seedling-lora: $(VENV)/.installed ## train the bundled LoRA again (a quarter of 
 
 seedling-fewstep: $(VENV)/.installed ## train the LoRA for few steps again (a quarter of an hour on one core; needed after `make seedling`)
 	$(BIN)/python -m tools.seedling.fewstep
+	$(BIN)/python -m tools.seedling.fewstep_effect
 
 clean: ## remove caches and builds; pictures, .venv and the training stay
 	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
