@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import Darkroom
@@ -22,7 +23,8 @@ from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
 from darkroom.config import Config
 from darkroom.engine import openvino
-from darkroom.engine.openvino import Served
+from darkroom.engine.diffusion import decode
+from darkroom.engine.openvino import Served, ServedDecoder
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
 from darkroom.events import Event, Loaded
@@ -138,6 +140,47 @@ def test_every_kind_of_unet_predicts_what_torch_s_does(tmp_path: Path, family: s
     assert _torch_unets() == before, "torch's weights are in memory beside OpenVINO's"
     plain = Engine(make_config(tmp_path, {"tiny": folder}))
     assert difference(pictures(events), pictures(render(plain, job))) <= 2
+
+
+def test_it_decodes_too_and_torch_s_vae_does_not(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderKL
+
+    job = make_job(**HEART)
+    expected = pictures(render(engine, job))
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("torch decodes")
+
+    monkeypatch.setattr(AutoencoderKL, "decode", refuse)
+    assert pictures(render(engine, job)) == expected
+
+
+def test_tiles_are_decoded_by_torch(engine: Engine, torch_engine: Engine) -> None:
+    render(engine, make_job(**HEART))  # so that it is OpenVINO's turn
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (
+        decode(pipeline_of(each), latents, "tiled", may_be_black=False)[0] for each in (engine, torch_engine)
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_what_openvino_decodes_to_nothing_torch_decodes_in_float32(
+    engine: Engine, torch_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ServedDecoder.decode
+    monkeypatch.setattr(ServedDecoder, "decode", lambda served, latents: real(served, latents) * float("nan"))
+    events = render(engine, make_job(**HEART))
+    assert codes(events) == ["vae_float32"] and "openvino float32" in warned(events)[0].message
+    assert difference(pictures(events), pictures(render(torch_engine, make_job(**HEART)))) <= 2
+
+
+def test_the_decoder_leaves_memory_with_the_vae(cache: Path) -> None:
+    engine = make_engine(cache)
+    render(engine, make_job(**HEART))
+    pipeline = pipeline_of(engine)
+    assert isinstance(pipeline.loaded["decoder"], ServedDecoder)
+    pipeline.let_go("vae")
+    assert not {"vae", "decoder"} & pipeline.loaded.keys()
 
 
 def test_what_made_the_picture_is_on_record(darkroom: Darkroom, cache: Path) -> None:
@@ -258,6 +301,11 @@ def test_each_model_and_each_state_of_its_weights_is_kept_by_itself(tmp_path: Pa
     os.utime(weights, (1000, 1000))
     keys.add(pipeline_of(engine, "tiny").openvino.key)  # type: ignore[union-attr]
     assert len(keys) == 2
+    before = pipeline_of(engine, "tiny").openvino
+    os.utime(folder / "vae/diffusion_pytorch_model.safetensors", (1000, 1000))
+    after = pipeline_of(engine, "tiny").openvino
+    assert before is not None and after is not None
+    assert after.key == before.key and after.decoder_key != before.decoder_key
 
 
 def test_large_models_keep_one_shape_for_all_batches(

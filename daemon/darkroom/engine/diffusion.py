@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from darkroom.engine.memory import TILE, Vae
-from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.readings import Conditioning
 from darkroom.engine.samplers import advance
 from darkroom.errors import RenderFailed
@@ -152,14 +152,16 @@ def decode(
 ) -> tuple[torch.Tensor, bool]:
     """Latents to pictures: (pictures, height, width, 3), uint8, on the CPU; and whether float32 had to help.
 
-    ``by`` is the part that does it, ``vae`` or ``tiny_vae``.
+    ``by`` is the part that does it, ``vae`` or ``tiny_vae``. Raises Unserved where OpenVINO fails, which decodes for
+    the ``vae``, but not by tiles, nor a second time.
 
     What comes out black or as no number at all is decoded again in float32. Raises RenderFailed where that does not
     help, except for black where it may be meant.
     """
     dtype = torch.float32 if pipeline.vae_upcast and by == "vae" else pipeline.dtype
-    pixels = _decode(pipeline, latents, vae, dtype, by)
-    helped = _is_void(pixels) and dtype != torch.float32
+    served = pipeline.served and by == "vae" and vae != "tiled"
+    pixels = _decode_served(pipeline, latents) if served else _decode(pipeline, latents, vae, dtype, by)
+    helped = _is_void(pixels) and (served or dtype != torch.float32)
     if helped:
         pixels = _decode(pipeline, latents, vae, torch.float32, by)
     if _is_void(pixels) and (pixels.isnan().any() or not may_be_black):
@@ -177,6 +179,13 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
         shift, factor = _scaling(vae.config, latents.device)
         pixels: torch.Tensor = vae.decode((latents / factor + shift).to(pipeline.device, dtype)).sample
     return pixels.float().div(2).add(0.5).clamp(0, 1)
+
+
+def _decode_served(pipeline: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+    """The same by OpenVINO. Raises Unserved."""
+    shift, factor = _scaling(pipeline.part("vae").config, latents.device)
+    pixels: torch.Tensor = pipeline.part(DECODER).decode(latents / factor + shift)
+    return pixels.div(2).add(0.5).clamp(0, 1)
 
 
 @contextmanager

@@ -75,8 +75,11 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         loaders["unet"] = _tiled(loaders["unet"])
     openvino = None
     if settings.backend == "openvino":
-        plain = _explained(model, of_dtype(torch.float32)["unet"])
-        openvino = set_up(model, settings, device, configs["unet"], plain)
+        plain = of_dtype(torch.float32)
+        if model.configured.vae is not None:
+            plain["vae"] = _other_vae(model, model.configured.vae, torch.float32)
+        unet, vae = (_explained(model, plain[part]) for part in ("unet", "vae"))
+        openvino = set_up(model, settings, device, configs["unet"], unet, vae_config, vae)
     return Pipeline(
         name=model.name,
         device=device,
@@ -159,7 +162,9 @@ def _open_flow(
         safety=safety,
         flow=flow,
         kind=getattr(diffusers, flow.pipeline),
-        openvino=None if settings.backend == "torch" else set_up(model, settings, device, {}, loaders["transformer"]),
+        openvino=None
+        if settings.backend == "torch"
+        else set_up(model, settings, device, {}, loaders["transformer"], vae_config, loaders["vae"]),
     )
 
 

@@ -1,8 +1,8 @@
-"""UNets through OpenVINO, on a CPU: converted once, kept on the disk, compiled for the shapes that jobs have.
+"""UNets and decoders through OpenVINO, on a CPU: converted once, kept on the disk, compiled for the shapes of jobs.
 
 What is kept knows no sizes. It is compiled for one: small models anew for each shape, which makes them a quarter faster
 than one for all, and several stay; large ones for each width and height, and one stays, since each has a copy of the
-weights. Everything but the UNet stays with torch.
+weights. Everything but the UNet and the VAE's decoder stays with torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib.util
 import json
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from darkroom.errors import DarkroomError, first_line
 
 PACKAGE = "openvino"
 FILE = "unet.xml"
+DECODER_FILE = "decoder.xml"
 
 _LAYOUT = 1
 """Of what is kept: to be raised where the conversion changes, so that the old ones are made anew."""
@@ -52,13 +54,11 @@ class Unserved(Exception):
     """OpenVINO could not do it. The message says why, in a line."""
 
 
-class Served:
-    """A UNet as OpenVINO runs it, called as diffusers' is."""
+class Served(ABC):
+    """A network as OpenVINO runs it."""
 
-    def __init__(self, file: Path, config: Mapping[str, Any], precision: str) -> None:
+    def __init__(self, file: Path, precision: str) -> None:
         library = _library()
-        self.config = SimpleNamespace(**{"time_cond_proj_dim": None, **config})
-        self._inputs = _inputs(config)
         self._precision = precision
         self._core = library.Core()
         self._model = self._core.read_model(file)
@@ -66,27 +66,6 @@ class Served:
         itemsize = torch.empty((), dtype=_DTYPES[precision]).element_size()
         self._size = itemsize * sum(weight.numel() for weight in self.parameters())
         self._several = min(_MOST_SHAPES, _KEEP_BYTES // max(1, self._size))
-
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        *,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        """What the model predicts, float32. Raises Unserved."""
-        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
-        given |= dict(added_cond_kwargs or {}) | ({} if timestep_cond is None else {"timestep_cond": timestep_cond})
-        arrays = [given[name].float().contiguous().numpy() for name in self._inputs]
-        shape = (len(sample), encoder_hidden_states.shape[1], *sample.shape[2:])
-
-        def infer() -> Any:
-            return self._request(shape).infer(arrays, share_inputs=True)[0]
-
-        return (torch.from_numpy(_attempt(infer)),)
 
     def compile(self, shape: Shape) -> bool:
         """Be ready for that shape, which else the first call would have to wait for. Whether it was not yet.
@@ -118,7 +97,7 @@ class Served:
             while len(self._compiled) >= max(1, self._several):
                 self._compiled.popitem(last=False)
             model = self._model.clone()
-            model.reshape(self._shapes(shape))
+            model.reshape(self._shapes(shape if self._several > 1 else (-1, -1, *shape[2:])))
             options = {
                 "INFERENCE_PRECISION_HINT": self._precision,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -129,9 +108,42 @@ class Served:
         self._compiled.move_to_end(key)
         return self._compiled[key]
 
+    @abstractmethod
     def _shapes(self, wanted: Shape) -> dict[int, list[int]]:
         """Of each input, -1 for what is left open."""
-        batch, tokens, height, width = wanted if self._several > 1 else (-1, -1, *wanted[2:])
+
+
+class ServedUnet(Served):
+    """Called as diffusers' is."""
+
+    def __init__(self, file: Path, config: Mapping[str, Any], precision: str) -> None:
+        self.config = SimpleNamespace(**{"time_cond_proj_dim": None, **config})
+        self._inputs = _inputs(config)
+        super().__init__(file, precision)
+
+    def __call__(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        *,
+        encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        return_dict: bool = False,
+    ) -> tuple[torch.Tensor]:
+        """What the model predicts, float32. Raises Unserved."""
+        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
+        given |= dict(added_cond_kwargs or {}) | ({} if timestep_cond is None else {"timestep_cond": timestep_cond})
+        arrays = [given[name].float().contiguous().numpy() for name in self._inputs]
+        shape = (len(sample), encoder_hidden_states.shape[1], *sample.shape[2:])
+
+        def infer() -> Any:
+            return self._request(shape).infer(arrays, share_inputs=True)[0]
+
+        return (torch.from_numpy(_attempt(infer)),)
+
+    def _shapes(self, wanted: Shape) -> dict[int, list[int]]:
+        batch, tokens, height, width = wanted
         found: dict[int, list[int]] = {}
         for number, name in enumerate(self._inputs):
             shape = self._model.input(number).partial_shape
@@ -146,15 +158,37 @@ class Served:
         return found
 
 
+class ServedDecoder(Served):
+    """The VAE's half that makes pixels of latents."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """As the VAE's, float32, of whole pictures. Raises Unserved."""
+        array = latents.float().contiguous().numpy()
+
+        def infer() -> Any:
+            return self._request((len(latents), 0, *latents.shape[2:])).infer([array], share_inputs=True)[0]
+
+        return torch.from_numpy(_attempt(infer))
+
+    def _shapes(self, wanted: Shape) -> dict[int, list[int]]:
+        batch, _, height, width = wanted
+        return {0: [batch, self._model.input(0).partial_shape[1].get_length(), height, width]}
+
+
 @dataclass
 class OpenVino:
-    """How one model's UNet comes to be run by OpenVINO; ``refused`` says why it never does."""
+    """How one model's UNet and decoder come to be run by OpenVINO; ``refused`` says why they never do."""
 
     load: Callable[[], Any]
     """The UNet in torch, float32."""
+    load_vae: Callable[[], Any]
+    """The VAE, the same."""
     config: Mapping[str, Any]
+    """The UNet's."""
+    vae_config: Mapping[str, Any]
     precision: str
     key: str
+    decoder_key: str
     conversions: Conversions
     refused: str | None = None
 
@@ -171,11 +205,24 @@ class OpenVino:
     @property
     def converted(self) -> bool:
         """Whether that is done, as far as can be seen at a glance."""
-        return self.conversions.has(self.key)
+        return self.conversions.has(self.key) and self.conversions.has(self.decoder_key)
 
-    def open(self) -> Served:
+    def open(self) -> ServedUnet:
         """From the disk, converted if it is not there. Raises Unserved."""
-        served: Served = _attempt(lambda: Served(self._folder() / FILE, self.config, self.precision))
+
+        def read() -> ServedUnet:
+            return ServedUnet(self._folder(self.key, self._convert) / FILE, self.config, self.precision)
+
+        served: ServedUnet = _attempt(read)
+        return served
+
+    def open_decoder(self) -> ServedDecoder:
+        """The same of the VAE's."""
+
+        def read() -> ServedDecoder:
+            return ServedDecoder(self._folder(self.decoder_key, self._convert_decoder) / DECODER_FILE, self.precision)
+
+        served: ServedDecoder = _attempt(read)
         return served
 
     def describe(self) -> str:
@@ -187,17 +234,24 @@ class OpenVino:
         """Of the package. Raises PackageNotFoundError."""
         return importlib.metadata.version(PACKAGE)
 
-    def _folder(self) -> Path:
-        return self.conversions.find(self.key) or self.conversions.add(self.key, self._convert)
+    def _folder(self, key: str, convert: Callable[[Path], None]) -> Path:
+        return self.conversions.find(key) or self.conversions.add(key, convert)
 
     def _convert(self, folder: Path) -> None:
+        self._save(_Traced(self.load(), _inputs(self.config)), tuple(_example(self.config)), folder / FILE)
+
+    def _convert_decoder(self, folder: Path) -> None:
+        channels = self.vae_config.get("latent_channels", 4)
+        example = torch.ones(1, channels, _TRACED_SIDE, _TRACED_SIDE)
+        self._save(_TracedDecoder(self.load_vae()), (example,), folder / DECODER_FILE)
+
+    def _save(self, traced: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path) -> None:
         library = _library()
-        traced = _Traced(self.load(), _inputs(self.config))
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what the tracer takes for constant, which is so here
-            model = library.convert_model(traced, example_input=tuple(_example(self.config)))
+            model = library.convert_model(traced, example_input=example)
         # weights of half size where half of their digits is all that is computed with
-        library.save_model(model, folder / FILE, compress_to_fp16=self.precision != "f32")
+        library.save_model(model, file, compress_to_fp16=self.precision != "f32")
 
 
 class _Traced(torch.nn.Module):
@@ -223,6 +277,18 @@ class _Traced(torch.nn.Module):
         return predicted
 
 
+class _TracedDecoder(torch.nn.Module):
+    """The VAE, decoding whole pictures."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _ALWAYS = ("sample", "timestep", "encoder_hidden_states")
 
@@ -233,17 +299,21 @@ def set_up(
     device: torch.device,
     config: Mapping[str, Any],
     load: Callable[[], Any],
+    vae_config: Mapping[str, Any],
+    load_vae: Callable[[], Any],
 ) -> OpenVino:
-    """For a model with this ``config`` of its UNet, which in torch and in float32 ``load`` reads."""
+    """For a model with these configs of its UNet and its VAE, which in torch and in float32 the two others read."""
     refused, precision = _refusal(model, settings, device), "f32"
     if refused is None:
         try:
             precision = _precision(settings)
         except Exception as error:
             refused = f"it cannot be used here ({first_line(error)})"
-    facts = [_LAYOUT, _files(model), config, precision, torch.__version__, "" if refused else OpenVino.version()]
-    key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
-    return OpenVino(load, config, precision, key, Conversions(cache_dir(settings) / PACKAGE), refused)
+    made_by = [precision, torch.__version__, "" if refused else OpenVino.version()]
+    key = _digest([_LAYOUT, _files(model, "unet"), config, *made_by])
+    decoder_key = _digest(["decoder", _LAYOUT, _files(model, "vae"), vae_config, *made_by])
+    conversions = Conversions(cache_dir(settings) / PACKAGE)
+    return OpenVino(load, load_vae, config, vae_config, precision, key, decoder_key, conversions, refused)
 
 
 def is_installed() -> bool:
@@ -299,10 +369,18 @@ def _example(config: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     return (torch.ones(sizes[name]) for name in _inputs(config))
 
 
-def _files(model: Model) -> list[tuple[str, int, int]]:
-    """Those that the UNet's weights are in: path, size, time of change."""
-    files = [model.checkpoint] if model.checkpoint else sorted((model.folder / "unet").glob("*.safetensors"))
+def _files(model: Model, part: str) -> list[tuple[str, int, int]]:
+    """Those that the part's weights are in: path, size, time of change."""
+    other = model.configured.vae if part == "vae" else None
+    if other is not None:
+        files = [other] if other.is_file() else sorted(other.glob("*.safetensors"))
+    else:
+        files = [model.checkpoint] if model.checkpoint else sorted((model.folder / part).glob("*.safetensors"))
     return [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

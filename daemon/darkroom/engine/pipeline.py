@@ -22,6 +22,8 @@ from darkroom.engine.openvino import OpenVino, Served
 from darkroom.engine.readings import Readings
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DECODER = "decoder"
+"""The VAE's decoder as OpenVINO runs it, a part beside torch's VAE, with which it leaves memory."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Pipeline:
     safety: Safety = "off"
     """What happens to pictures that the part ``safety_checker`` flags; there is none where this is off."""
     openvino: OpenVino | None = None
-    """Who is to run the UNet instead of torch, where the config wants that."""
+    """Who is to run the UNet and ``decoder`` instead of torch, where the config wants that."""
     served: bool = False
     """Whether that is so, for the job at work."""
     loaded: dict[str, Any] = field(default_factory=dict)
@@ -136,9 +138,7 @@ class Pipeline:
         """A part, read from the disk if it is not in memory. Raises what its loader raises."""
         if name not in self.loaded:
             before = host.anonymous_bytes()
-            load = self.loaders[name]
-            if name == "unet" and self.served and self.openvino is not None:
-                load = self.openvino.open
+            load = self._served_parts().get(name) or self.loaders[name]
             self.loaded[name] = part = load()
             after = host.anonymous_bytes()
             weights = [*part.parameters(), *part.buffers()]
@@ -157,8 +157,18 @@ class Pipeline:
     def serve(self, served: bool) -> None:
         """OpenVINO runs the UNet from now on, or torch does."""
         if served != self.served:
-            self.let_go("unet")
+            self.let_go("unet", DECODER)
             self.served = served
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All that the job at work may need."""
+        return tuple(dict.fromkeys([*self.loaders, *self._served_parts()]))
+
+    def _served_parts(self) -> dict[str, Callable[[], Any]]:
+        if not self.served or self.openvino is None:
+            return {}
+        return {"unet": self.openvino.open, DECODER: self.openvino.open_decoder}
 
     def adapt(self, adapters: Adapters | None) -> None:
         """Every part goes by these LoRAs from now on, those that are read again too; with None by none."""
@@ -184,12 +194,13 @@ class Pipeline:
 
     def load(self, *names: str) -> None:
         """These parts, or all, into memory, so that a damaged one is known before the work begins."""
-        for name in names or tuple(self.loaders):
+        for name in names or self.parts:
             self.part(name)
 
     def let_go(self, *names: str) -> None:
         """These parts, or all, leave the device's memory, which is not handed back yet."""
-        for name in names or tuple(self.loaded):
+        names = names or tuple(self.loaded)
+        for name in (*names, DECODER) if "vae" in names else names:
             part = self.loaded.get(name)
             if part is None:
                 continue
@@ -272,7 +283,7 @@ class Pipeline:
             "texts": sum(size(name, 0) for name in self.text_encoder_names),
             "denoiser": size(denoiser, 0),
             "vae": size("vae", 0) * (2 if self.vae_upcast else 1)
-            + sum(size(name, 0) for name in ("tiny_vae", "safety_checker")),
+            + sum(size(name, 0) for name in ("tiny_vae", "safety_checker", DECODER)),
         }
 
 

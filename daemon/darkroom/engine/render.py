@@ -21,7 +21,7 @@ from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
 from darkroom.engine.openvino import Served, Unserved
-from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
@@ -99,10 +99,10 @@ class Engine:
             openvino = pipeline.openvino
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
-            for name in pipeline.loaders:
+            for name in pipeline.parts:
                 if stopping():
                     return
-                if name != "unet" or openvino is None or not pipeline.served or openvino.converted:
+                if name not in ("unet", DECODER) or openvino is None or not pipeline.served or openvino.converted:
                     pipeline.load(name)  # to convert takes a minute, which no job should have to wait for
         finally:
             self._bound.lift()
@@ -163,14 +163,14 @@ class Engine:
     ) -> Iterator[Event]:
         """With the pipeline as it is, ``begin`` being when its loading did. Raises Unserved where OpenVINO fails."""
         model_hash = self._model_hash(job, stopping)
-        needed = set(pipeline.loaders)
+        needed = set(pipeline.parts)
         if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
             needed -= set(pipeline.text_encoder_names)
         loaded_before = needed <= pipeline.loaded.keys()
         unloaded = None
         if not loaded_before and not _died_loading(death):
             self._draw_bound(self._models.find(job.model).size())
-            unloaded = self._load(pipeline, [name for name in pipeline.loaders if name in needed])
+            unloaded = self._load(pipeline, [name for name in pipeline.parts if name in needed])
         self._draw_bound()
         description, versions = devices.describe(pipeline.device, pipeline.dtype), devices.versions()
         if pipeline.openvino is not None and pipeline.served:

@@ -322,6 +322,8 @@ class Rendering:
         if self.helped and not self.told:
             self.told = True
             name = str(self.pipeline.dtype).removeprefix("torch.")
+            if self.pipeline.served and self.pipeline.openvino is not None:
+                name = self.pipeline.openvino.describe()
             yield Warned(
                 "vae_float32",
                 f"The VAE's numbers ran out of range in {name}, so it was used in float32; "
