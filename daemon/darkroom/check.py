@@ -136,10 +136,10 @@ def _command(program: str) -> Finding:
 
 def _openvino() -> Finding:
     try:
-        return Finding("OpenVINO", True, f"{version('openvino')} runs the UNets")
+        return Finding("OpenVINO", True, f"{version('openvino')} runs the UNets and decodes")
     except PackageNotFoundError:
         message = (
-            '[engine] backend is "openvino", which is not installed, so that torch runs the UNets: '
+            '[engine] backend is "openvino", which is not installed, so that torch runs the models: '
             "pip install 'darkroom-daemon[openvino]'"
         )
         return Finding("OpenVINO", False, message)
