@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -310,11 +311,18 @@ def digest(state: State) -> str:
 
 def read_state(root: Path, ignored: frozenset[str] = frozenset()) -> State:
     """What lies in a real folder."""
-    return {
-        path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes()
-        for path in root.rglob("*")
-        if path.name not in ignored
-    }
+    state: State = {}
+    for folder, folders, names in os.walk(root):
+        prefix = "" if folder == str(root) else f"{folder[len(str(root)) + 1 :]}/"
+        state |= {prefix + name: None for name in folders if name not in ignored}
+        state |= {prefix + name: Path(folder, name).read_bytes() for name in names if name not in ignored}
+    return state
+
+
+def files_in(root: Path) -> Iterator[Path]:
+    """Every file below a real folder; rglob takes several times as long, and there are ten thousands of looks."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names)
 
 
 def write_state(root: Path, state: State) -> None:

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from conftest import Darkroom
 from darkroom.cli import app
+from darkroom.cli.submit import _is_under_way
 from darkroom.errors import UsageError
 from darkroom.executors import LocalExecutor
 from test_loop import Running, until
@@ -412,6 +413,17 @@ def test_a_text_is_submitted_with_a_field_set_in_all_its_jobs_and_waited_for(
     assert done.stdout.splitlines() == [str(darkroom.done / "night" / number) for number in ("0001", "0002")]
     assert darkroom.result("night/0002")["job"]["prompt"] == "a blue square"
     assert darkroom.result("night/0002")["job"]["num_inference_steps"] == 1
+
+
+def test_a_list_is_waited_for_while_the_last_of_its_jobs_is_moved_to_done(darkroom: Darkroom) -> None:
+    """Its origin is removed before it is moved, so for an instant nothing says whose job it is."""
+    verdict = darkroom.done / "night" / "list"
+    assert not _is_under_way(darkroom.spool(), verdict)
+    filed = darkroom.working / "20260101T000000Z-0002-0badcafe"
+    filed.mkdir(parents=True)
+    assert not _is_under_way(darkroom.spool(), verdict)
+    (filed / "result.json").write_text("{}")
+    assert _is_under_way(darkroom.spool(), verdict)
 
 
 def test_a_list_is_submitted_as_it_is_and_one_of_its_jobs_that_fails_is_told(

@@ -30,6 +30,7 @@ from darkroom.intake import Waker
 from darkroom.job import IMAGE_FIELDS, NO_IMAGES, Images, Job, is_entry_file, parse, resolve
 from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
+from disk_model import files_in
 
 
 class Crash(BaseException):
@@ -290,24 +291,25 @@ class House:
         """Where each dropped content lies now; or each entry that became a job of its own."""
         found: dict[str, list[Path]] = {}
         for folder in ("inbox", "working", "done", "failed"):
-            for path in (self.darkroom.root / folder).rglob("*.*"):
-                if path.is_file() and self._is_request(path, folder) and is_entry_file(path.read_bytes()) is entries:
-                    found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path)
+            for path in files_in(self.darkroom.root / folder):
+                if self._is_request(path, folder) and is_entry_file(data := path.read_bytes()) is entries:
+                    found.setdefault(hashlib.sha256(data).hexdigest(), []).append(path)
         return found
 
     def _is_request(self, path: Path, folder: str) -> bool:
         if folder == "inbox":
             name = path.relative_to(self.darkroom.inbox).as_posix()
-            return not path.name.startswith(".") and name not in self.way.pictures
+            return path.suffix != "" and not path.name.startswith(".") and name not in self.way.pictures
         return path.stem == "request" or (path.parent.name == "dropped" and path.name == "job.json")
 
     def pictures(self) -> dict[str, list[str]]:
         """Where each picture lies that was dropped with the jobs, or a copy of it, by its content."""
         found: dict[str, list[str]] = {hashlib.sha256(data).hexdigest(): [] for data in self.way.pictures.values()}
-        for path in self.darkroom.root.rglob("*.png"):
-            key = hashlib.sha256(path.read_bytes()).hexdigest()
-            if key in found and not path.name.startswith("."):
-                found[key].append(path.relative_to(self.darkroom.root).as_posix())
+        for path in files_in(self.darkroom.root) if found else ():
+            if path.suffix == ".png" and not path.name.startswith("."):
+                key = hashlib.sha256(path.read_bytes()).hexdigest()
+                if key in found:
+                    found[key].append(path.relative_to(self.darkroom.root).as_posix())
         return found
 
     def hold_to_the_promise(self) -> None:
@@ -319,8 +321,7 @@ class House:
         is_split = any(path.parent.name == "list" for (path,) in found.values() if "done" in path.parts)
         assert len(entries) == self.way.entries or not (entries or is_split), "a list in part"
         for base in (self.darkroom.done, self.darkroom.failed):
-            for request in base.rglob("request.*"):
-                folder = request.parent
+            for folder in (file.parent for file in files_in(base) if file.name.startswith("request.")):
                 result = json.loads((folder / "result.json").read_bytes())
                 assert folder.relative_to(base).as_posix() == result["name"]
                 assert (folder / "error.json").exists() == (base == self.darkroom.failed)

@@ -31,7 +31,7 @@ import darkroom as package
 from conftest import Darkroom, Lines
 from darkroom.cli.submit import drop
 from darkroom.spool import Call, Disk
-from disk_model import DiskModel, Site, State, caller, digest, read_state, write_state
+from disk_model import DiskModel, Site, State, caller, digest, files_in, read_state, write_state
 from test_crashes import JOB, WAYS, Crash, Engine, House, Way
 
 PACKAGE = Path(package.__file__).parent
@@ -163,11 +163,13 @@ class Survivor(House):
         return {
             file.parent.relative_to(self.top).as_posix(): digest(read_state(file.parent))
             for base in (self.darkroom.done, self.darkroom.failed)
-            for file in base.rglob("request.*")
+            for file in files_in(base)
+            if file.name.startswith("request.")
         }
 
     def results(self) -> dict[str, dict[str, Any]]:
-        files = [file for base in (self.darkroom.done, self.darkroom.failed) for file in base.rglob("result.json")]
+        published = (self.darkroom.done, self.darkroom.failed)
+        files = [file for base in published for file in files_in(base) if file.name == "result.json"]
         return {result["id"]: result for result in (json.loads(file.read_bytes()) for file in files)}
 
 

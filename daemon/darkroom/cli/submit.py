@@ -34,6 +34,7 @@ from darkroom.spool import (
     request_in,
     slug,
 )
+from darkroom.spool.ticket import RESULT
 from darkroom.visible import visible
 
 if TYPE_CHECKING:
@@ -292,8 +293,14 @@ def _is_under_way(spool: Spool, folder: Path) -> bool:
     group = folder.parent.name
     if any(not entry.name.startswith(".") for entry in _folders(spool.inbox / group)):
         return True
-    tickets = (Ticket.load(path, spool.disk) for path in _folders(spool.working))
-    return any(ticket is not None and ticket.name.startswith(f"{group}/") for ticket in tickets)
+    for path in _folders(spool.working):
+        ticket = Ticket.load(path, spool.disk)
+        if ticket is None:  # about to be published: its origin is removed before; or it is by now
+            if (path / RESULT).exists() or not path.exists():
+                return True
+        elif ticket.name.startswith(f"{group}/"):
+            return True
+    return False
 
 
 def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from darkroom.config import Folders, Limits
 from darkroom.errors import ConfigError, StorageTrouble
-from darkroom.job import ErrorReport, Result
 from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
 from darkroom.spool.embedded import is_too_large, most_with_pictures
@@ -48,21 +44,15 @@ from darkroom.spool.ticket import (
     Ticket,
 )
 
+if TYPE_CHECKING:
+    from darkroom.spool.verdict import Verdict
+
 PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
 MOST_WORDS = 1000
 """So many bytes of a PAUSE file are read."""
 MOST_GROUPS = 1000
 """How many folders of results are remembered as durable."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a job ended: ``error`` is None for one that is done. ``retry`` is a job file for the pictures not made."""
-
-    result: Result
-    error: ErrorReport | None = None
-    retry: bytes | None = None
 
 
 class Spool:
@@ -308,6 +298,8 @@ class Spool:
         A folder without a request is removed (its file is still in the inbox); one whose verdict was written is
         published, and ``published`` told where; the others are yielded, to be run on.
         """
+        from darkroom.spool.verdict import written_verdict  # brings the types of jobs
+
         for folder in sorted(self.working.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir() or folder.is_symlink():
                 continue
@@ -315,7 +307,7 @@ class Spool:
                 if not os.path.lexists(folder / DROPPED):
                     self.disk.remove_tree(folder)  # not synced: what comes back is removed again
                 continue
-            verdict = _written_verdict(folder)
+            verdict = written_verdict(folder)
             if verdict is not None:
                 published(self._retire(str(folder), verdict), verdict)
                 continue
@@ -401,6 +393,8 @@ class Spool:
 
         Changes to one folder become durable in their order, so one fsync serves the rename and the removals after it.
         """
+        from darkroom.spool.verdict import as_json  # brings the types of jobs
+
         if verdict.retry is not None:
             self.disk.replace(f"{folder}/{RETRY}", verdict.retry)
         if verdict.error is not None:
@@ -426,28 +420,5 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}~{number}"
 
 
-_RARE = ("original_name_base64", "grid", "entries", "source")
-"""Fields of a result that are left out where there is nothing to say."""
-
-
-def as_json(model: Result | ErrorReport) -> bytes:
-    """What result.json or error.json says."""
-    exclude: dict[str, Any] = {field: True for field in _RARE if not getattr(model, field, None)}
-    if isinstance(model, Result) and all(picture.cell is None for picture in model.pictures):
-        exclude["pictures"] = {"__all__": {"cell"}}
-    return model.model_dump_json(indent=2, exclude=exclude).encode() + b"\n"
-
-
 def _is_result(folder: str) -> bool:
     return os.path.lexists(f"{folder}/{RESULT}") or (os.path.lexists(folder) and not os.path.isdir(folder))
-
-
-def _written_verdict(folder: Path) -> Verdict | None:
-    """The verdict that an earlier daemon had written when it was cut short."""
-    try:
-        result = Result.model_validate_json((folder / RESULT).read_bytes())
-        if result.status == "done":
-            return Verdict(result)
-        return Verdict(result, ErrorReport.model_validate_json((folder / ERROR).read_bytes()))
-    except (FileNotFoundError, ValidationError):
-        return None

@@ -26,17 +26,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darkroom import strict_json
 from darkroom.errors import StorageTrouble
-from darkroom.job import IMAGE_FIELDS, Job
 from darkroom.spool.disk import Disk
 from darkroom.spool.folders import DROPPED
 from darkroom.spool.inbox import Arrival
 from darkroom.spool.names import published_name, request_name, timestamp
+
+if TYPE_CHECKING:
+    from darkroom.spool.state import State
 
 ORIGIN = "origin.json"
 STATE = "job.json"
@@ -119,18 +121,6 @@ class Origin(BaseModel):
         return base64.b64decode(self.name_base64) == self.name.encode("utf-8", "surrogatepass")
 
 
-class State(BaseModel):
-    """job.json: what is to be rendered now, and how it came to differ from what was asked."""
-
-    model_config = ConfigDict(defer_build=True)
-
-    job: Job
-    requested: dict[str, Any] = Field(default_factory=dict)
-    fallbacks: list[dict[str, Any]] = Field(default_factory=list)
-    warnings: list[dict[str, Any]] = Field(default_factory=list)
-    started_at: str
-
-
 class Attempt(BaseModel):
     """attempt.N: one waking of the engine. ``ended`` is None while it runs, and where the daemon died with it."""
 
@@ -191,6 +181,8 @@ class Ticket:
         """The job as resolved earlier; None on the first time."""
         if self.fresh:
             return None
+        from darkroom.spool.state import State  # brings the types of jobs
+
         try:
             return State.model_validate_json(Path(self.at(STATE)).read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -213,6 +205,8 @@ class Ticket:
 
     def given(self) -> dict[str, str]:
         """The files of those that are here, by the field that they are for."""
+        from darkroom.job import IMAGE_FIELDS
+
         names = {f"{field}{suffix}": field for field in IMAGE_FIELDS for suffix in PICTURE_SUFFIXES}
         return {names[file]: file for file in os.listdir(self.place) if file in names}
 
