@@ -13,6 +13,8 @@ class Waker:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
+        self._poll = select.poll()  # which, unlike select, takes any descriptor
+        self._poll.register(self._read, select.POLLIN)
 
     def wake(self) -> None:
         """End the sleep that is on, or the next one."""
@@ -23,8 +25,7 @@ class Waker:
 
     def wait(self, timeout: float) -> bool:
         """Sleep until woken, ``timeout`` seconds at most. Returns whether it was woken."""
-        ready, _, _ = select.select([self._read], [], [], max(0.0, timeout))
-        if not ready:
+        if not self._poll.poll(1000 * max(0.0, timeout)):
             return False
         try:
             while os.read(self._read, 4096):

@@ -1,0 +1,61 @@
+"""The pipe by which a sleeping loop is woken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from darkroom.intake import Waker
+
+FORMERLY_TOO_MANY = 1024
+"""From this number on a descriptor is none for ``select``."""
+
+
+@pytest.fixture
+def waker() -> Iterator[Waker]:
+    waker = Waker()
+    yield waker
+    waker.close()
+
+
+def test_a_sleeper_is_woken_by_a_thread_a_signal_and_beforehand(waker: Waker) -> None:
+    waker.wake()
+    waker.wake()
+    assert waker.wait(60), "woken before it slept"
+    assert not waker.wait(0), "once"
+    thread = threading.Timer(0.05, waker.wake)
+    thread.start()
+    assert waker.wait(60)
+    thread.join()
+    before = signal.signal(signal.SIGALRM, lambda *_: waker.wake())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert waker.wait(60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_process_with_many_open_files_sleeps_and_wakes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FORMERLY_TOO_MANY + 100
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip("no more than 1024 open files are allowed here")
+    with contextlib.ExitStack() as stack:
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        last = 0
+        while last < FORMERLY_TOO_MANY:
+            last = os.dup(0)
+            stack.callback(os.close, last)
+        high = Waker()
+        stack.callback(high.close)
+        assert not high.wait(0)
+        high.wake()
+        assert high.wait(60)
