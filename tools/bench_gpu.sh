@@ -24,9 +24,9 @@ measure() {
     shift 2
     [ "$graphs" = false ] || name=$name-graphs
     echo "== $name"
-    if ! DARKROOM_ENGINE__CUDA_GRAPHS=$graphs timeout 120 "$python" -m darkroom bench engine --dir "$out" --json "$@" \
+    if ! DARKROOM_ENGINE__CUDA_GRAPHS=$graphs timeout 180 "$python" -m darkroom bench engine --dir "$out" --json "$@" \
         | tail -n 1 >"gpu-$name.json"; then
-        echo "failed, or took more than two minutes"
+        echo "failed, or took more than three minutes"
         return
     fi
     "$python" - "gpu-$name.json" <<'PYTHON'

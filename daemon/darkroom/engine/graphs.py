@@ -38,6 +38,9 @@ WORTH = 10
 _AHEAD = 2
 """Replays that may wait for the GPU: enough to keep it busy, and few enough that a step told is a step nearly done."""
 
+_cuda: Any = torch.cuda
+"""Where its classes have no types."""
+
 Look = Callable[[], torch.Tensor]
 Tensors = dict[str, torch.Tensor]
 
@@ -275,7 +278,7 @@ class OnCuda:
         """
         with torch.cuda.device(self._device):
             if self._stream is None:
-                self._stream = torch.cuda.Stream()
+                self._stream = _cuda.Stream()
             if not self._recordings:
                 self._pool, self._reserved = torch.cuda.graph_pool_handle(), 0
             torch.cuda.synchronize()
@@ -285,7 +288,7 @@ class OnCuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            graph: Any = torch.cuda.CUDAGraph()  # whose methods have types in some versions only
+            graph = _cuda.CUDAGraph()
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
@@ -310,5 +313,5 @@ class _CudaRecording:
             while len(self._ends) >= _AHEAD:
                 self._ends.popleft().synchronize()
             self._graph.replay()
-            self._ends.append(torch.cuda.current_stream().record_event(torch.cuda.Event(blocking=True)))
+            self._ends.append(torch.cuda.current_stream().record_event(_cuda.Event(blocking=True)))
         return self._made
