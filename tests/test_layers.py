@@ -65,6 +65,7 @@ LAYERS = [
         "engine.schedulers",
         "engine.samplers",
         "engine.reuse",
+        "engine.graphs",
         "engine.diffusion",
         "engine.beginning",
         "engine.stepwise",

@@ -359,6 +359,10 @@ class Need:
             + plan.batch * pixels * 12,  # the pictures themselves, float32
         }
 
+    def look(self, plan: MemoryPlan) -> int:
+        """Activations of one pass through the denoiser."""
+        return self.workspace + plan.batch * (plan.width * plan.height // self.reduction**2) * self.position
+
     def peak(self, plan: MemoryPlan) -> int:
         """The highest of all phases."""
         return max(self.phases(plan).values())

@@ -16,6 +16,7 @@ from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import Fetching
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
+from darkroom.engine.graphs import Graphs
 from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
@@ -56,6 +57,7 @@ class Engine:
         self._bound = host.Bound()
         self._saving = False
         self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
+        self._graphs = Graphs(self._device) if config.engine.cuda_graphs else None
         self._rendering: Rendering | None = None
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
@@ -113,6 +115,8 @@ class Engine:
 
     def close(self) -> None:
         """Let go of all models."""
+        if self._graphs is not None:
+            self._graphs.clear()
         self._models.clear()
         self._loras.clear()
 
@@ -196,6 +200,7 @@ class Engine:
             previews=self._previews,
             model_hash=model_hash,
             saves_beside=self._saves_beside,
+            graphs=self._graphs,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)
@@ -228,10 +233,16 @@ class Engine:
 
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""
-        self._models.keep_only(pipeline)
+        self._keep_only(pipeline)
         self._loras.clear()
         self._saving = True
         host.save_memory(True)
+
+    def _keep_only(self, pipeline: Pipeline) -> None:
+        """Of all models this one, and none of what was recorded."""
+        self._models.keep_only(pipeline)
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def _draw_bound(self, mapping: int = 0) -> None:
         """An allocation that does not fit is to fail, not to kill. A GPU's memory does that by itself."""
@@ -250,7 +261,7 @@ class Engine:
                     raise
                 because = first_line(error)
             # Here the exception is gone, and so is what its traceback held.
-            self._models.keep_only(pipeline)
+            self._keep_only(pipeline)
             pipeline.let_go()
             devices.free_memory(self._device)
         return because

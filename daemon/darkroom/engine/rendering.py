@@ -21,6 +21,7 @@ from darkroom.engine import device as devices
 from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
 from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
 from darkroom.engine.fitting import Fitting
+from darkroom.engine.graphs import Graphs, Replays
 from darkroom.engine.learned import Learned
 from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
@@ -66,6 +67,7 @@ class Rendering:
         previews: bool = False,
         model_hash: Callable[[], str | None] = lambda: None,
         saves_beside: bool = False,
+        graphs: Graphs | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -80,6 +82,7 @@ class Rendering:
         self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
         self.model_hash = model_hash
         self.saving = Saving(beside=saves_beside)
+        self.replays = Replays(graphs)
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
@@ -208,11 +211,12 @@ class Rendering:
                 self.job = job = job.model_copy(update={"reuse_features": None})
                 yield warning
             unet = looking(pipeline.unet, job)
+            replaying = self.replays.of(unet, self.plan, self.fitting.need, self._room)
             guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
             texts = {True: self.conditioning, False: replace(self.conditioning, negative=None)}
             denoisers = {
-                which: self.previews.watch(Denoiser(pipeline, unet, job, texts[which], size, len(batch), start.beside))
-                for which in set(guided)
+                which: self.previews.watch(Denoiser(pipeline, looks, job, texts[which], size, len(batch), start.beside))
+                for which, looks in ((which, replaying(guided.count(which))) for which in set(guided))
             }
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
@@ -229,7 +233,8 @@ class Rendering:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
                 latents = latents.cpu()
-            del denoisers, unet, start
+            del denoisers, unet, replaying, start
+        yield from self.replays.warnings()
         self._denoised(batch, latents)
 
     def _denoised(self, batch: list[int], latents: Any) -> None:
