@@ -85,6 +85,7 @@ LAYERS = [
         "metrics",
         "exporter",
         "telling",
+        "onlookers",
         "reload",
         "trouble",
         "loop",

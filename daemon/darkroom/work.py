@@ -66,8 +66,8 @@ class Work:
     clock: Callable[[], float] = time.monotonic
     ended: Record | None = None
     """The job before, of which all is known, and of which nobody was told yet."""
-    publishing: bool = False
-    """What goes wrong meanwhile is not the fault of the job that runs."""
+    foreign: Exception | None = None
+    """What went wrong in publishing: not the fault of the job that runs meanwhile."""
     looked_around_at: float = float("-inf")
     loaded: str | None = None
     """The model that the engine last worked with."""
@@ -146,8 +146,8 @@ class Work:
         except DarkroomError:
             raise
         except Exception as bug:
-            if self.publishing or (isinstance(bug, OSError) and bug.errno is not None):
-                raise  # the disk's, not ours; or not this job's
+            if bug is self.foreign or (isinstance(bug, OSError) and bug.errno is not None):
+                raise  # not this job's; or the disk's, not ours
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
             record.error = RenderFailed(message, trace=traceback.format_exc())
         if self.ended is not None:
@@ -159,19 +159,16 @@ class Work:
         record, self.ended = self.ended, None
         if record is None:
             return
-        self.publishing = True
         try:
             self._catch_up(record)
             self.publisher.publish(record, record.error)
         except Stopped:
-            self.publishing = False
             self._say("job.interrupted", record.ticket)
             _write_log(record.ticket)
             raise
-        except (OSError, StorageTrouble):
-            self.publishing = False
+        except Exception as bug:
+            self.foreign = bug
             raise
-        self.publishing = False
 
     def _request(self, record: Record) -> Request | JobList:
         """What was asked for. Raises InvalidRequest."""
