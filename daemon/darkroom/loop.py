@@ -13,6 +13,7 @@ from typing import Any
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
+from darkroom.foresight import Foresight
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Needs, Waker
@@ -103,6 +104,9 @@ class Loop:
         self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
         self.onlookers.configure(config)
         self.work.configure(config, reader, self.onlookers.page)
+        self.work.foresight = (
+            Foresight(self.spool, self.intake, config, reader) if config.engine.batch_across_jobs else None
+        )
 
     # The story
 

@@ -32,6 +32,7 @@ from darkroom.errors import (
 )
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
+from darkroom.foresight import Foresight
 from darkroom.health import Health
 from darkroom.job import JobList, Request, placed, running_order
 from darkroom.page import Page
@@ -64,6 +65,8 @@ class Work:
     """Called as soon as the engine has a job, or will not get it; is to ``publish``. Raises nothing that is a job's."""
     insist: Insist
     clock: Callable[[], float] = time.monotonic
+    foresight: Foresight | None = None
+    """Where jobs that wait may be made along with the one that runs."""
     ended: Record | None = None
     """The job before, of which all is known, and of which nobody was told yet."""
     foreign: Exception | None = None
@@ -207,6 +210,8 @@ class Work:
         try:
             request = self._request(record)
             assert isinstance(request, Request)
+            if self.foresight is not None:
+                request = self.foresight.seeded(ticket, request)
             found = collect(ticket, request, self.spool)
             found.refuse()
             job = self.reader.resolve(request, ticket.id, found.given)
@@ -265,6 +270,8 @@ class Work:
         begun = False
         try:
             for record.cell in running_order(state.job):
+                if self.foresight is not None and ticket.count_attempts() == 1:  # one that failed is tried alone
+                    self.executor.expect(self.foresight.companions(record.job))
                 made = frozenset(record.pictures)
                 with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
                     for event in events:
@@ -328,6 +335,8 @@ class Work:
                 ticket.write_preview(event.data)
             case Picture():
                 begin = self.clock()
+                if record.shared(event):
+                    self._keep_state(record)
                 file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
                 record.saved(event, file, self.clock() - begin)
                 if event.index == 0:

@@ -11,6 +11,7 @@ import torch
 from darkroom.config import Config
 from darkroom.engine import device as devices
 from darkroom.engine import host
+from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import Fetching
@@ -57,6 +58,12 @@ class Engine:
         self._saving = False
         self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
         self._rendering: Rendering | None = None
+        self._ahead = Ahead()
+        self._expected: tuple[Job, ...] = ()
+
+    def expect(self, jobs: tuple[Job, ...]) -> None:
+        """These are likely to come after the job that is rendered next, in whose passes they may be denoised."""
+        self._expected = jobs
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -79,6 +86,7 @@ class Engine:
             ) from None
         finally:
             self._rendering = None
+            self._expected = ()
             self._bound.lift()
             if self._adapted is not None:
                 self._adapted.adapt(None)
@@ -115,6 +123,7 @@ class Engine:
         """Let go of all models."""
         self._models.clear()
         self._loras.clear()
+        self._ahead.clear()
 
     def _render(
         self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None, images: Images
@@ -196,6 +205,8 @@ class Engine:
             previews=self._previews,
             model_hash=model_hash,
             saves_beside=self._saves_beside,
+            ahead=self._ahead,
+            expected=self._expected,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)

@@ -426,7 +426,7 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}~{number}"
 
 
-_RARE = ("original_name_base64", "grid", "entries", "source")
+_RARE = ("original_name_base64", "grid", "shared_batch", "entries", "source")
 """Fields of a result that are left out where there is nothing to say."""
 
 
