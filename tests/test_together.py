@@ -258,7 +258,7 @@ def test_an_engine_killed_or_cancelled_with_companions_costs_none_of_them(
     darkroom, executor = shared
     monkeypatch.setattr(executor, "close", lambda: None)
     for name in ("a", "b", "c", "d"):
-        darkroom.drop(f"{name}.json", {"prompt": f"a red circle {name}", "steps": 30, "seed": 5})
+        darkroom.drop(f"{name}.json", {"prompt": f"a red circle {name}", "steps": 150, "seed": 5})
 
     def under_way(name: str) -> Path | None:
         for folder in darkroom.working.glob("*"):
