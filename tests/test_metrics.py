@@ -42,9 +42,9 @@ def samples(text: str) -> dict[str, float]:
 
 
 def get(loop: Loop, path: str) -> tuple[int, str]:
-    assert loop.exporter is not None
+    assert loop.onlookers.exporter is not None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{loop.exporter.port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{loop.onlookers.exporter.port}{path}", timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -63,7 +63,7 @@ def test_what_happened_is_counted_by_verdict_and_reason_and_timed_by_model(liste
     listening.drop("typo.json", {"promt": "x"})
     loop = listening.loop()
     with Running(loop):
-        until(lambda: loop.exporter is not None and loop.exporter.port)
+        until(lambda: loop.onlookers.exporter is not None and loop.onlookers.exporter.port)
         until(lambda: loop.work.done + loop.work.failed == 3)
         until(lambda: samples(get(loop, "/metrics")[1])["darkroom_jobs_running"] == 0)
         status, text = get(loop, "/metrics")
@@ -90,7 +90,7 @@ def test_steps_down_are_counted_by_rung_and_the_engine_s_memory_is_seen(
     listening.drop("cat.json", num_inference_steps=40)
     loop = listening.loop(LocalExecutor(listening.config, "engines:SteppingDown"))
     with Running(loop):
-        until(lambda: loop.exporter is not None and loop.exporter.port)
+        until(lambda: loop.onlookers.exporter is not None and loop.onlookers.exporter.port)
         until(lambda: 'darkroom_fallbacks_total{rung="tiled_vae"}' in samples(get(loop, "/metrics")[1]))
         loop.health.measure()
         found = samples(get(loop, "/metrics")[1])
@@ -101,7 +101,7 @@ def test_steps_down_are_counted_by_rung_and_the_engine_s_memory_is_seen(
 def test_health_and_readiness_tell_trouble_from_a_pause(listening: Darkroom) -> None:
     loop = listening.loop()
     with Running(loop):
-        until(lambda: loop.exporter is not None and loop.exporter.port)
+        until(lambda: loop.onlookers.exporter is not None and loop.onlookers.exporter.port)
         until(lambda: get(loop, "/readyz") == (200, "idle\n"))
         assert get(loop, "/healthz") == (200, "ok\n")
         (listening.root / "PAUSE").write_text("lunch")
@@ -152,9 +152,9 @@ def test_a_port_that_is_taken_is_said_and_tried_again_while_jobs_are_done(
 def test_a_client_that_says_nothing_holds_up_neither_others_nor_the_end(listening: Darkroom) -> None:
     loop = listening.loop()
     with Running(loop):
-        until(lambda: loop.exporter is not None and loop.exporter.port)
-        assert loop.exporter is not None
-        silent = [socket.create_connection(("127.0.0.1", loop.exporter.port or 0)) for _ in range(20)]
+        until(lambda: loop.onlookers.exporter is not None and loop.onlookers.exporter.port)
+        assert loop.onlookers.exporter is not None
+        silent = [socket.create_connection(("127.0.0.1", loop.onlookers.exporter.port or 0)) for _ in range(20)]
         assert get(loop, "/metrics")[0] == 200
     for connection in silent:
         connection.close()

@@ -331,3 +331,20 @@ def test_folders_take_turns_in_the_daemon_where_config_says_so(darkroom: Darkroo
     assert claimed[0] == "ben/!now"
     assert sorted(claimed[1:4]) == ["0", "anna/0", "ben/0"]
     assert claimed[4:] in (["anna/1", "ben/1", "anna/2", "anna/3"], ["ben/1", "anna/1", "anna/2", "anna/3"])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b", "c"]), st.booleans(), st.booleans()), max_size=30), st.booleans()
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_foreseen_is_what_comes_and_is_not_changed_by_it(
+    files: list[tuple[str, bool, bool]], fair: bool
+) -> None:
+    day = Day(fair=fair)
+    for folder, urgent, takes_one in files:
+        day.come(folder, urgent=urgent)
+        if takes_one:
+            day.take()
+    foreseen = list(day.order.upcoming())
+    assert foreseen == list(day.order.upcoming())
+    assert foreseen == day.take_all()

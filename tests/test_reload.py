@@ -163,11 +163,11 @@ def test_a_job_that_runs_is_finished_first(darkroom: Darkroom, file: File, monke
 def test_the_page_is_switched_on_and_off(darkroom: Darkroom, file: File) -> None:
     loop = darkroom.loop(reread=lambda: load(file.path))
     loop.spool.open()
-    assert loop.page is None
+    assert loop.onlookers.page is None
     file.path.write_text(file.path.read_text().replace("page = false", "page = true"))
     reloaded(loop)
-    assert loop.page is not None
-    assert loop.work.publisher.page is loop.page
+    assert loop.onlookers.page is not None
+    assert loop.work.publisher.page is loop.onlookers.page
     loop.spool.close()
 
 

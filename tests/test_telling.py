@@ -74,8 +74,8 @@ def script(tmp_path: Path, text: str) -> Path:
 
 def quick(loop: Loop, *delays: float) -> Loop:
     """The same with other waits between the tries."""
-    loop.teller = Teller(loop.config.notify, loop.health, loop.logger, delays)
-    loop.audience.viewers = [loop.teller]
+    loop.onlookers.teller = Teller(loop.config.notify, loop.health, loop.logger, delays)
+    loop.onlookers.audience.viewers = [loop.onlookers.teller]
     return loop
 
 

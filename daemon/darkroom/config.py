@@ -154,6 +154,7 @@ class EngineSettings(_Section):
     cuda_graphs: bool = False
     threads: int = Field(0, ge=0, le=1024)
     max_batch: int = Field(8, ge=1, le=64)
+    batch_across_jobs: bool = False
     on_oom: OnOom = "degrade"
     stall_s: float = Field(600, gt=0)
     stop_s: float = Field(5, gt=0, le=600)

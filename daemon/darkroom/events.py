@@ -58,6 +58,8 @@ class Picture:
     """``png``, ``jpg`` or ``webp``."""
     thumbnail: bytes = b""
     """A small JPEG of a large picture, which saves others from decoding it."""
+    shared_batch: int | None = None
+    """Of how many pictures its passes were, where some of them were another job's."""
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darkroom.audience import Audience
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
 from darkroom.executors import Executor, make_executor
-from darkroom.exporter import Exporter
+from darkroom.foresight import Foresight
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Needs, Waker
-from darkroom.metrics import Metrics
-from darkroom.page import Page
+from darkroom.onlookers import Onlookers
 from darkroom.publishing import Viewer
 from darkroom.reading import Reader
 from darkroom.reload import needs_another_engine, settled
 from darkroom.retention import Housekeeping
 from darkroom.spool import Arrival, Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
-from darkroom.telling import Teller
 from darkroom.trouble import TROUBLE, Trouble
 from darkroom.work import Work
 
@@ -65,18 +62,7 @@ class Loop:
         self.notifier = Notifier()
         self.trouble = Trouble(self.logger, self._paused, self._rest, self.first_pause_s, self.clock)
         self.guard = Guard(self.spool, self.logger, self._hint, self.clock)
-        self.page: Page | None = None
-        self.teller: Teller | None = None
-        self.exporter: Exporter | None = None
-        viewers = [self.viewer] if self.viewer is not None else []
-        if self.config.metrics.listen is not None or self.config.metrics.textfile is not None:
-            metrics = Metrics(self.health)
-            self.exporter = Exporter(self.config.metrics, metrics, self.health, self.logger)
-            viewers.append(metrics)
-        if self.config.notify.command is not None or self.config.notify.webhook is not None:
-            self.teller = Teller(self.config.notify, self.health, self.logger)
-            viewers.append(self.teller)
-        self.audience = Audience(viewers)
+        self.onlookers = Onlookers(self.config, self.spool, self.health, self.logger, self.viewer, self.clock)
         reader = Reader(self.config, self.spool.inbox)
         self.work = Work(
             config=self.config,
@@ -85,7 +71,7 @@ class Loop:
             executor=self.executor,
             health=self.health,
             logger=self.logger,
-            viewer=self.audience,
+            viewer=self.onlookers.audience,
             look_around=self._look_around,
             meanwhile=self._meanwhile,
             insist=self.trouble.insist,
@@ -116,9 +102,11 @@ class Loop:
             self.intake.configure(times.network_settle_s, times.network_rescan_s)
         self.intake.arrange(fair=times.fair, affinity_max_wait_s=times.affinity_max_wait_s)
         self.housekeeping = Housekeeping(self.spool, config.retention, self.logger, self.clock)
-        if config.output.page != (self.page is not None):
-            self.page = Page(self.spool, self.logger, self.clock) if config.output.page else None
-        self.work.configure(config, reader, self.page)
+        self.onlookers.configure(config)
+        self.work.configure(config, reader, self.onlookers.page)
+        self.work.foresight = (
+            Foresight(self.spool, self.intake, config, reader) if config.engine.batch_across_jobs else None
+        )
 
     # The story
 
@@ -148,8 +136,7 @@ class Loop:
         """Watch the inbox, say that we are ready."""
         self._make_hot_folders()
         self.guard.start()
-        if self.exporter is not None:
-            self.exporter.start()
+        self.onlookers.start()
         self.logger.info("daemon.ready", root=str(self.spool.root), notifications=self.guard.notified)
         self._turn("idle")
         self.notifier.ready()
@@ -194,14 +181,10 @@ class Loop:
         self._turn("stopping")
         self.executor.close()
         self.guard.stop()
-        if self.page is not None:
-            self.page.finish()
-        if self.teller is not None:
-            self.teller.close()
+        self.onlookers.finish()
         self._turn("stopped")
         self.health.write(now=True)
-        if self.exporter is not None:
-            self.exporter.close()
+        self.onlookers.close()
         self.logger.info("daemon.stopped", done=self.work.done, failed=self.work.failed)
         self.spool.close()
 
@@ -228,8 +211,8 @@ class Loop:
                 self.trouble.pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
-        if self.page is not None and not self.trouble.waits():
-            self.page.work(idle=self.health.report.state == "idle")
+        if not self.trouble.waits():
+            self.onlookers.keep_up()
 
     def _feed_the_watchdog(self) -> None:
         """Not while the engine hangs: that is ours to end, at ``stall_s``, and if we cannot then systemd ends us both.
@@ -301,8 +284,7 @@ class Loop:
         except TROUBLE as trouble:
             self.trouble.pause(trouble)
             return None
-        if not self.trouble.waits():
-            self.trouble.over()
+        self.trouble.over()
         return ticket
 
     def _claim_next(self) -> Ticket | None:
@@ -356,10 +338,7 @@ class Loop:
     def _report_published(self, path: Path, verdict: Verdict) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
         self.logger.info("job.published", id=verdict.result.id, path=str(path))
-        if self.page is not None:
-            self.page.add(path)
-        if self.teller is not None:
-            self.teller.tell(verdict, path)
+        self.onlookers.published(verdict, path)
 
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
@@ -421,8 +400,7 @@ class Loop:
         if self.trouble.why or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self.trouble.pause_s or TROUBLE_SLEEP_S))
         elif not self._lists:
-            page = self.page.wait_s() if self.page is not None else LONGEST_SLEEP_S
-            self.waker.wait(min(self.intake.wait_s(), page, LONGEST_SLEEP_S))
+            self.waker.wait(min(self.intake.wait_s(), self.onlookers.wait_s(), LONGEST_SLEEP_S))
 
     def _nothing_left(self) -> bool:
         """Looked at afresh, since a notification may be under way."""
@@ -466,5 +444,5 @@ class Loop:
             self.notifier.status(f"{state}: {why}" if why else state)
             if why is not None:
                 self.logger.warning("daemon.paused", why=why)
-            self.audience.state(state, why)
+            self.onlookers.audience.state(state, why)
         self.health.write()

@@ -107,6 +107,15 @@ class Record:
             cell=self.job.cell_of(event.index),
         )
 
+    def shared(self, event: Picture) -> bool:
+        """Whether it is news that its passes were shared with another job."""
+        state = self.state
+        assert state is not None
+        if (event.shared_batch or 0) <= (state.shared_batch or 0):
+            return False
+        self.state = state.model_copy(update={"shared_batch": event.shared_batch})
+        return True
+
     def found(self, index: int, path: Path) -> bool:
         """A picture was finished before the job was cut short. False for one that a lying disk tore: made again."""
         from darkroom.output import read_size
@@ -190,6 +199,7 @@ class Record:
                 "seconds": self._timings(),
                 "pictures": self.in_order(),
                 "grid": self.grid,
+                "shared_batch": state.shared_batch if state is not None else None,
                 "source": (state.job.source if state is not None else None) or None,
                 "job": state.job.recipe() if state is not None else None,
                 "requested": state.requested if state is not None else {},

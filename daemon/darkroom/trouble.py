@@ -51,8 +51,11 @@ class Trouble:
         self.paused(why)
 
     def over(self, *, device: bool = False) -> None:
-        """Something went well: that it was a job on the device is the only proof that the device is back."""
-        if self.why is None or (self._device_gone and not device):
+        """Something went well: that it was a job on the device is the only proof that the device is back.
+
+        Nothing else proves anything while it is too early to try again what did not.
+        """
+        if self.why is None or (not device and (self._device_gone or self.waits())):
             return
         self.logger.info("device.back" if self._device_gone else "spool.trouble_over", was=self.why)
         self.why = None
@@ -69,8 +72,7 @@ class Trouble:
             except TROUBLE as trouble:
                 self.pause(trouble)
             else:
-                if not self.waits():  # for something else, which is yet to be tried again
-                    self.over()
+                self.over()
                 return value
             while self.waits():
                 self.rest(self._retry_at - self.clock())

@@ -32,6 +32,7 @@ from darkroom.errors import (
 )
 from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
+from darkroom.foresight import Foresight
 from darkroom.health import Health
 from darkroom.job import JobList, Request, placed, running_order
 from darkroom.page import Page
@@ -64,10 +65,12 @@ class Work:
     """Called as soon as the engine has a job, or will not get it; is to ``publish``. Raises nothing that is a job's."""
     insist: Insist
     clock: Callable[[], float] = time.monotonic
+    foresight: Foresight | None = None
+    """Where jobs that wait may be made along with the one that runs."""
     ended: Record | None = None
     """The job before, of which all is known, and of which nobody was told yet."""
-    publishing: bool = False
-    """What goes wrong meanwhile is not the fault of the job that runs."""
+    foreign: Exception | None = None
+    """What went wrong in publishing: not the fault of the job that runs meanwhile."""
     looked_around_at: float = float("-inf")
     loaded: str | None = None
     """The model that the engine last worked with."""
@@ -146,8 +149,8 @@ class Work:
         except DarkroomError:
             raise
         except Exception as bug:
-            if self.publishing or (isinstance(bug, OSError) and bug.errno is not None):
-                raise  # the disk's, not ours; or not this job's
+            if bug is self.foreign or (isinstance(bug, OSError) and bug.errno is not None):
+                raise  # not this job's; or the disk's, not ours
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
             record.error = RenderFailed(message, trace=traceback.format_exc())
         if self.ended is not None:
@@ -159,19 +162,16 @@ class Work:
         record, self.ended = self.ended, None
         if record is None:
             return
-        self.publishing = True
         try:
             self._catch_up(record)
             self.publisher.publish(record, record.error)
         except Stopped:
-            self.publishing = False
             self._say("job.interrupted", record.ticket)
             _write_log(record.ticket)
             raise
-        except (OSError, StorageTrouble):
-            self.publishing = False
+        except Exception as bug:
+            self.foreign = bug
             raise
-        self.publishing = False
 
     def _request(self, record: Record) -> Request | JobList:
         """What was asked for. Raises InvalidRequest."""
@@ -210,6 +210,8 @@ class Work:
         try:
             request = self._request(record)
             assert isinstance(request, Request)
+            if self.foresight is not None:
+                request = self.foresight.seeded(ticket, request)
             found = collect(ticket, request, self.spool)
             found.refuse()
             job = self.reader.resolve(request, ticket.id, found.given)
@@ -268,6 +270,8 @@ class Work:
         begun = False
         try:
             for record.cell in running_order(state.job):
+                if self.foresight is not None and ticket.count_attempts() == 1:  # one that failed is tried alone
+                    self.executor.expect(self.foresight.companions(record.job))
                 made = frozenset(record.pictures)
                 with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
                     for event in events:
@@ -331,6 +335,8 @@ class Work:
                 ticket.write_preview(event.data)
             case Picture():
                 begin = self.clock()
+                if record.shared(event):
+                    self._keep_state(record)
                 file = self.insist(lambda: ticket.save_picture(event.index, event.extension, event.data))
                 record.saved(event, file, self.clock() - begin)
                 if event.index == 0:

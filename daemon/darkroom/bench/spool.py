@@ -12,7 +12,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class NoEngine:
     """An executor whose pictures are ready before they are asked for."""
 
     pid = None
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Nothing is made."""
 
     def start(self) -> None:
         """Nothing need be started."""

@@ -69,6 +69,20 @@ class Fitting:
         self._news = self._news or rung.name != "freed_memory"
         return rung
 
+    def fits_at_once(self, most: int = 64) -> int:
+        """How many pictures may be denoised at a time by the estimate, in the room that there is: 1 at least."""
+        room = self.room()
+        if room is None:
+            return most
+        return next(
+            (
+                pictures
+                for pictures in range(most, 1, -1)
+                if self.need.phases(replace(self.plan, batch=pictures))["denoise"] <= room
+            ),
+            1,
+        )
+
     def fitted(self) -> None:
         """All pictures are made: the next job of the kind begins with this plan."""
         if self._news:

@@ -86,15 +86,15 @@ class Previews:
         self._sight: Sight | None = None
 
     def watch(
-        self, denoiser: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        self, denoiser: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], pictures: int | None = None
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The denoiser, watched."""
+        """The denoiser, watched over the first so many ``pictures`` of its batch."""
         if self._colors is None:
             return denoiser
 
         def watched(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             predicted = denoiser(latents, timestep)
-            self._sight = Sight(latents, timestep, predicted)
+            self._sight = Sight(latents[:pictures], timestep, predicted[:pictures])
             return predicted
 
         return watched

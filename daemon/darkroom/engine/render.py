@@ -11,6 +11,7 @@ import torch
 from darkroom.config import Config
 from darkroom.engine import device as devices
 from darkroom.engine import host
+from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import Fetching
@@ -59,6 +60,12 @@ class Engine:
         self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
         self._graphs = Graphs(self._device) if config.engine.cuda_graphs else None
         self._rendering: Rendering | None = None
+        self._ahead = Ahead()
+        self._expected: tuple[Job, ...] = ()
+
+    def expect(self, jobs: tuple[Job, ...]) -> None:
+        """These are likely to come after the job that is rendered next, in whose passes they may be denoised."""
+        self._expected = jobs
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -81,6 +88,7 @@ class Engine:
             ) from None
         finally:
             self._rendering = None
+            self._expected = ()
             self._bound.lift()
             if self._adapted is not None:
                 self._adapted.adapt(None)
@@ -119,6 +127,7 @@ class Engine:
             self._graphs.clear()
         self._models.clear()
         self._loras.clear()
+        self._ahead.clear()
 
     def _render(
         self, job: Job, skip: frozenset[int], stopping: Stopping, death: Death | None, images: Images
@@ -126,6 +135,7 @@ class Engine:
         begin = time.monotonic()
         pipeline = self._models.get(job.model)
         yield from self._adapt(pipeline, job)
+        self._ahead.begin(pipeline)
         yield from self._choose_backend(pipeline, job, died=death is not None)
         try:
             yield from self._attempt(pipeline, job, skip, stopping, death, images, begin)
@@ -201,6 +211,8 @@ class Engine:
             model_hash=model_hash,
             saves_beside=self._saves_beside,
             graphs=self._graphs,
+            ahead=self._ahead,
+            expected=self._expected,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)

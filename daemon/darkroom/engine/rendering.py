@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darkroom.engine import device as devices
+from darkroom.engine.ahead import Ahead, Companions, Shot
 from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
 from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
 from darkroom.engine.fitting import Fitting
@@ -68,6 +69,8 @@ class Rendering:
         model_hash: Callable[[], str | None] = lambda: None,
         saves_beside: bool = False,
         graphs: Graphs | None = None,
+        ahead: Ahead | None = None,
+        expected: Sequence[Job] = (),
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -88,6 +91,10 @@ class Rendering:
         self.conditioning: Conditioning | None = None
         self.latents: dict[int, torch.Tensor] = {}
         """Denoised but not decoded yet, by picture: (1, channels, height / 8, width / 8), float32, on the CPU."""
+        self.shared: dict[int, int] = {}
+        """Of how many pictures the passes were, where another job shared them, by picture."""
+        alone = pipeline.inpaints or pipeline.served
+        self.companions = Companions(ahead or Ahead(), job, () if alone else expected, max_batch)
         self.originals: Originals | None = None
         self.drafts: dict[int, Image] = {}
         """What the first of two passes made, by picture."""
@@ -128,9 +135,16 @@ class Rendering:
     def begin(self, death: Death | None, unloaded: str | None) -> Iterator[Event]:
         """Choose the first plan, and say where it is below the full one."""
         self._check_size()
+        if death is not None:
+            self.companions = Companions(self.companions.ahead, self.job, (), 1)
         used = devices.memory_used(self.pipeline.device)
         for rung, because in self.fitting.begin(death, unloaded):
             yield self._fallen(rung, because, used)
+        for index in self.missing:
+            made = self.companions.ahead.take(self.job, index)
+            if made is not None:
+                self.latents[index], self.shared[index] = made.latents, made.batch
+                self.originals = Originals(self.job, {})  # it begins with none
 
     def run(self) -> Iterator[Event]:
         """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
@@ -148,7 +162,10 @@ class Rendering:
                 # Here, outside the except block, the exception is gone, and so are the tensors its traceback held.
                 if failure is not None:
                     yield from self._saved(wait=True)
-                    yield self._step_down(*failure)
+                    if self.companions.leave(self.job, self.plan.batch):
+                        devices.free_memory(self.pipeline.device)
+                    else:
+                        yield self._step_down(*failure)
         self.fitting.fitted()
         yield Finished(self.seconds)
 
@@ -162,8 +179,8 @@ class Rendering:
             for index, image in self._decode(batch):
                 self.drafts[index] = image
                 yield from self._told()
-        if not all(index in self.latents for index in batch):
-            yield from self._denoise(batch, len(passes(self.job)) - 1)
+        if undone := [index for index in batch if index not in self.latents]:
+            yield from self._denoise(undone, len(passes(self.job)) - 1)
         yield from self._saved(wait=True)  # no more than a batch is on its way
         for index, image in self._decode(batch):
             shown = yield from self._censored(index, image)
@@ -201,7 +218,9 @@ class Rendering:
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
         timesteps = list(begin_at(scheduler, this.steps - this.taken))
-        generators = [torch.Generator().manual_seed(job.seed_of(index)) for index in batch]
+        aboard = self._board(len(batch))
+        seeds = [*(job.seed_of(index) for index in batch), *(shot.seed for shot in aboard)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         arguments = step_arguments(scheduler, generators)
         with self._at_work("denoise", "unet"):
             start = Start(pipeline, this, begins, generators, scheduler, timesteps)
@@ -213,10 +232,22 @@ class Rendering:
             unet = looking(pipeline.unet, job)
             replaying = self.replays.of(unet, self.plan, self.fitting.need, self._room)
             guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
-            texts = {True: self.conditioning, False: replace(self.conditioning, negative=None)}
+            read = self.companions.texts(self.conditioning, len(batch)) if aboard else self.conditioning
+            texts = {True: read, False: replace(read, negative=None)}
             denoisers = {
-                which: self.previews.watch(Denoiser(pipeline, looks, job, texts[which], size, len(batch), start.beside))
-                for which, looks in ((which, replaying(guided.count(which))) for which in set(guided))
+                which: self.previews.watch(
+                    Denoiser(
+                        pipeline,
+                        replaying(guided.count(which)),
+                        job,
+                        texts[which],
+                        size,
+                        len(seeds),
+                        start.beside,
+                    ),
+                    len(batch),
+                )
+                for which in set(guided)
             }
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
@@ -235,7 +266,19 @@ class Rendering:
                 latents = latents.cpu()
             del denoisers, unet, replaying, start
         yield from self.replays.warnings()
-        self._denoised(batch, latents)
+        if aboard:
+            self.shared |= dict.fromkeys(batch, len(seeds))
+            self.companions.arrived(latents[len(batch) :], len(seeds))
+        self._denoised(batch, latents[: len(batch)])
+
+    def _board(self, own: int) -> list[Shot]:
+        """Who shares the next pass with so many of the job's own: nobody where memory is not known to be plenty."""
+        if self.conditioning is None or self.plan != self.fitting.full:
+            return []
+        if self.companions.board(own, min(self.fitting.fits_at_once(), self.companions.ahead.most(self.job))):
+            with self._timed("encode"), self._at_work("encode", *self.pipeline.text_encoder_names):
+                self.companions.read(self.pipeline, self.conditioning)
+        return self.companions.aboard
 
     def _denoised(self, batch: list[int], latents: Any) -> None:
         """Keep them for decoding. Raises RenderFailed where they are no numbers."""
@@ -320,7 +363,8 @@ class Rendering:
                 lora_hashes=hashes,
             )
             small = thumbnail(image) if max(image.size) > LARGE else b""
-        return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small)
+        batch = self.shared.get(index)
+        return Picture(index, seed, image.width, image.height, data, extension(job.output_format), small, batch)
 
     def _told(self) -> Iterator[Event]:
         """That the VAE needed float32, once."""
@@ -356,7 +400,7 @@ class Rendering:
         changes = self._changes(rung)
         if changes:
             self.job = self.job.model_copy(update=changes)
-            for made in (self.latents, self.drafts, self.begins):
+            for made in (self.latents, self.drafts, self.begins, self.shared):
                 made.clear()
         if plan.weights != "resident":
             pipeline.let_go()

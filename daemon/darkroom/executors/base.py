@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from darkroom.errors import DarkroomError, RenderFailed, first_line
@@ -21,6 +21,10 @@ class Engine(Protocol):
 
         Looks at ``stopping`` before each step and then raises Stopped. Raises JobError.
         """
+        ...
+
+    def expect(self, jobs: tuple[Job, ...]) -> None:
+        """These are likely to come after the job that is rendered next, and may be made along with it, unseen."""
         ...
 
     def prepare(self, stopping: Callable[[], bool]) -> None:
@@ -45,6 +49,10 @@ class Executor(Protocol):
 
     def start(self) -> None:
         """Begin to get ready, so that the first job waits less. Returns at once; may be called again."""
+        ...
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """As ``Engine.expect``, of the job that is run next. They are nothing but a hint."""
         ...
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from darkroom.config import Config
 from darkroom.errors import Stopped
@@ -50,6 +50,9 @@ class FakeEngine:
             yield Picture(index, seed, *size, data, extension(job.output_format))
         yield Finished({"encode": 0.0, "denoise": time.monotonic() - begin, "decode": 0.0, "save": 0.0})
 
+    def expect(self, jobs: tuple[Job, ...]) -> None:
+        """Each is made by itself."""
+
     def prepare(self, stopping: Callable[[], bool]) -> None:
         """Nothing to load."""
 
@@ -66,6 +69,9 @@ class FakeExecutor:
 
     def start(self) -> None:
         """It is ready."""
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Each is made by itself."""
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -46,6 +46,7 @@ class LocalExecutor:
         self._config = config
         self._engine = engine
         self._child: _Child | None = None
+        self._expected: tuple[Job, ...] = ()
 
     @property
     def pid(self) -> int | None:
@@ -59,6 +60,10 @@ class LocalExecutor:
         self.close()
         self._child = _Child(Setup(self._engine, self._config))
 
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """As ``Executor.expect``."""
+        self._expected = tuple(jobs)
+
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
         changes = self._child is not None and self._child.model not in (None, job.model)
@@ -71,7 +76,8 @@ class LocalExecutor:
         try:
             child.jobs += 1
             child.model = job.model
-            child.send(Work(job, skip, dict(images)))
+            expected, self._expected = self._expected, ()
+            child.send(Work(job, skip, dict(images), expected))
             yield Alive()
             silent_s = 0.0  # while we listen, that is
             while not over:

@@ -27,6 +27,8 @@ class Work:
     job: Job
     skip: frozenset[int]
     images: Images
+    expected: tuple[Job, ...] = ()
+    """What is likely to come next."""
 
 
 @dataclass(frozen=True)

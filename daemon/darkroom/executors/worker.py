@@ -69,6 +69,8 @@ class Worker:
 
     def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
         try:
+            if work.expected:
+                engine.expect(work.expected)
             for event in perform(engine, work.job, work.skip, self.stop.is_set, work.images):
                 self._send(event)
         except DarkroomError as error:

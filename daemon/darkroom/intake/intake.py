@@ -20,6 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from darkroom.intake.candidate import Candidate, Is, Needs
 from darkroom.intake.judging import Judging
@@ -240,6 +241,15 @@ class Intake:
                 return None  # what comes after it comes after its jobs
             order.drop(candidate)
         return None
+
+    def upcoming(self, most: int) -> list[Arrival]:
+        """Of the next ``most`` files in order those that could be taken now and begin with no pictures. None is."""
+        found: dict[str, Arrival] = {}
+        for candidate in list(islice(self._waiting.order.upcoming(), most)):
+            arrival = candidate.arrival
+            if not arrival.whole_folder and self._judging.is_ready(candidate) and candidate.needs is None:
+                found[arrival.name] = arrival
+        return list(found.values())
 
     def _leaving(self, candidate: Candidate) -> Arrival:
         """The file waits no longer; its pictures go with it, if no other job that waits names them."""

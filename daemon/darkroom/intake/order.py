@@ -10,7 +10,7 @@ import bisect
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -139,6 +139,23 @@ class Order(Generic[W]):
             heapq.heappop(self._turns)
         return None
 
+    def upcoming(self) -> Iterator[W]:
+        """Those that wait, in the order of their turns as it is now, models aside. Nothing must change meanwhile."""
+        if (urgent := self._queues.get(URGENT)) is not None:
+            yield from self._in_order(urgent.heap)
+        rounds = [
+            (turn, number, self._in_order(self._queues[name].heap))
+            for turn, number, name in self._turns
+            if name in self._queues and self._queues[name].turn == turn
+        ]
+        heapq.heapify(rounds)
+        numbers = itertools.count(1 + max((number for _, number, _ in rounds), default=0))
+        while rounds:
+            turn, _, files = heapq.heappop(rounds)
+            if (file := next(files, None)) is not None:
+                yield file
+                heapq.heappush(rounds, (turn + 1, next(numbers), files))
+
     def choose(self, first: W, loaded: str | None) -> W:
         """Who goes: the one whose turn it is, or one for the loaded model that may go before it."""
         if self._affinity_s <= 0 or loaded is None or first.queue == URGENT or first.model == loaded:
@@ -168,6 +185,17 @@ class Order(Generic[W]):
     def drop(self, file: W) -> None:
         """It is the first, and cannot go now."""
         heapq.heappop(self._queues[file.queue].heap)
+
+    def _in_order(self, heap: _Heap[W]) -> Iterator[W]:
+        """The files of a heap that still wait, lowest first; the heap stays as it is."""
+        frontier = [(heap[0], 0)] if heap else []
+        while frontier:
+            (_, _, file), place = heapq.heappop(frontier)
+            if self._is_here(file):
+                yield file
+            for child in (2 * place + 1, 2 * place + 2):
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
 
     def _head(self, heap: _Heap[W]) -> W | None:
         while heap:

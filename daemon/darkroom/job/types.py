@@ -257,6 +257,8 @@ class Result(BaseModel):
     pictures: list[PictureRecord]
     grid: str | None = None
     """The picture of all pictures of a matrix."""
+    shared_batch: int | None = None
+    """Pictures were made in passes with another job's, of so many pictures at most."""
     entries: int | None = None
     """Of a list: how many jobs it became."""
     source: dict[str, Any] | None = None

@@ -18,4 +18,5 @@ class State(BaseModel):
     requested: dict[str, Any] = Field(default_factory=dict)
     fallbacks: list[dict[str, Any]] = Field(default_factory=list)
     warnings: list[dict[str, Any]] = Field(default_factory=list)
+    shared_batch: int | None = None
     started_at: str

@@ -21,7 +21,7 @@ class Verdict:
     retry: bytes | None = None
 
 
-_RARE = ("original_name_base64", "grid", "entries", "source")
+_RARE = ("original_name_base64", "grid", "shared_batch", "entries", "source")
 """Fields of a result that are left out where there is nothing to say."""
 
 
