@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,23 @@ def test_an_engine_killed_or_cancelled_with_companions_costs_none_of_them(
     assert darkroom.result("c")["shared_batch"] == darkroom.result("d")["shared_batch"] == 2
     log = (darkroom.done / "d" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in log] == ["job.claimed", "model.loaded", "picture.saved", "job.done"]
+
+
+def test_a_daemon_killed_with_companions_costs_none_of_them(tmp_path: Path) -> None:
+    house = Darkroom(tmp_path / "spool")
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        house.drop(f"{name}.json", {"prompt": f"a red circle {name}", "steps": 40, "seed": -1})
+    command = [sys.executable, "-m", "darkroom", "run", "--root", str(house.root)]
+    environment = {**os.environ, "DARKROOM_ENGINE__BATCH_ACROSS_JOBS": "true", "DARKROOM_ENGINE__DEVICE": "cpu"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as daemon:
+        until((house.done / "a" / "result.json").exists, 120)
+        daemon.kill()
+        daemon.wait(60)
+    before = (house.done / "a" / "result.json").read_bytes()
+    subprocess.run([*command, "--once"], env=environment, stdout=subprocess.DEVNULL, check=True, timeout=300)
+    assert house.names("done") == names
+    assert house.names("inbox") == house.names("working") == house.names("failed") == []
+    assert (house.done / "a" / "result.json").read_bytes() == before
+    assert house.result("a")["shared_batch"] == 4
+    assert {len(house.result(name)["pictures"]) for name in names} == {1}
