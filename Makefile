@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := $(shell grep '^torch==' constraints.txt)
+# One more than cores, since tests also wait.
+TESTERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,7 +23,7 @@ run: $(VENV)/.installed ## turn inbox.example/ into pictures with the bundled mo
 	@$(BIN)/darkroom run --once --config config.toml --root '$(SPOOL)' --sheet '$(SPOOL)/contact-sheet.png'
 
 test: $(VENV)/.installed-dev ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 4 --dist worksteal
 
 speed: $(VENV)/.installed ## ratios of speed to references, none under its floor (about two minutes)
 	@$(BIN)/python tools/speed_guard.py
