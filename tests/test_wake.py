@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ def waker() -> Iterator[Waker]:
     waker.close()
 
 
-def test_a_sleeper_is_woken_by_a_thread_a_signal_and_beforehand(waker: Waker) -> None:
+def test_a_sleeper_is_woken_by_a_thread_and_beforehand(waker: Waker) -> None:
     waker.wake()
     waker.wake()
     assert waker.wait(60), "woken before it slept"
@@ -33,19 +34,24 @@ def test_a_sleeper_is_woken_by_a_thread_a_signal_and_beforehand(waker: Waker) ->
     thread.start()
     assert waker.wait(60)
     thread.join()
-    before = signal.signal(signal.SIGALRM, lambda *_: waker.wake())
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert waker.wait(60)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_sleeper_is_woken_by_a_signal() -> None:
+    """In a process of its own: where OpenVINO was used before, one that handles a signal is ended by it."""
+    script = """
+import signal
+from darkroom.intake import Waker
+waker = Waker()
+signal.signal(signal.SIGALRM, lambda *_: waker.wake())
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+assert waker.wait(60)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 def test_a_process_with_many_open_files_sleeps_and_wakes() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FORMERLY_TOO_MANY + 100
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        pytest.skip("no more than 1024 open files are allowed here")
     with contextlib.ExitStack() as stack:
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
