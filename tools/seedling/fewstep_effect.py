@@ -7,19 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from .lora_effect import GAP
+from . import lora_effect
 from .make import REPORT
 from .shortcuts import FEW, Painter
 
 SHEET = REPORT.with_name("fewstep.png")
 ROWS = ({}, {**FEW, "num_inference_steps": 4, "loras": ["fewstep"]}, {**FEW, "num_inference_steps": 4})
 SHOWN = (
-    "a red heart on a white background",
-    "a yellow star on a black background",
-    "a house at sunset",
-    "the sea with a boat at night",
-    "three green squares on a pink background",
-    "a blue circle above a red triangle on a white background",
+    *lora_effect.SHOWN,
     "a purple ring next to an orange diamond on a gray background",
     "a forest in winter",
     "two black hearts on a yellow background",
@@ -32,8 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sheet", type=Path, default=SHEET, help="where the sheet goes")
     options = parser.parse_args()
-    side = 128 + GAP
-    sheet = Image.new("RGB", (len(SHOWN) * side - GAP, len(ROWS) * side - GAP), "white")
+    side = 128 + lora_effect.GAP
+    sheet = Image.new("RGB", (len(SHOWN) * side - lora_effect.GAP, len(ROWS) * side - lora_effect.GAP), "white")
     for row, fields in enumerate(ROWS):
         painter = Painter(fields, {})
         for column, prompt in enumerate(SHOWN):

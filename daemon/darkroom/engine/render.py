@@ -106,14 +106,16 @@ class Engine:
         try:
             pipeline = self._models.get(self._default)
             self._draw_bound(self._models.find(self._default).size())
-            openvino = pipeline.openvino
+            openvino, later = pipeline.openvino, set[str]()
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
+                if not openvino.converted:
+                    later = {"unet", DECODER}  # to convert takes a minute, which no job should have to wait for
             for name in pipeline.parts:
                 if stopping():
                     return
-                if name not in ("unet", DECODER) or openvino is None or not pipeline.served or openvino.converted:
-                    pipeline.load(name)  # to convert takes a minute, which no job should have to wait for
+                if name not in later:
+                    pipeline.load(name)
         finally:
             self._bound.lift()
 
@@ -212,7 +214,7 @@ class Engine:
             saves_beside=self._saves_beside,
             graphs=self._graphs,
             ahead=self._ahead,
-            expected=self._expected,
+            expected=self._expected if death is None else (),
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)

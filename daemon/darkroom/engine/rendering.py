@@ -135,8 +135,6 @@ class Rendering:
     def begin(self, death: Death | None, unloaded: str | None) -> Iterator[Event]:
         """Choose the first plan, and say where it is below the full one."""
         self._check_size()
-        if death is not None:
-            self.companions = Companions(self.companions.ahead, self.job, (), 1)
         used = devices.memory_used(self.pipeline.device)
         for rung, because in self.fitting.begin(death, unloaded):
             yield self._fallen(rung, because, used)
