@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from darkroom.catalog import Catalog
-from darkroom.config import Config, EngineSettings
-from darkroom.engine import attention, device
+from darkroom.config import Config
+from darkroom.engine import attention, choosing
 from darkroom.engine.attention import TiledAttention, attend
 from darkroom.engine.loading import open_model
 
@@ -69,31 +68,11 @@ def test_every_kind_of_attention_comes_out_as_with_diffusers_own(options: dict[s
         assert torch.allclose(layer(features, texts), expected, atol=1e-6)
 
 
-def test_the_choice_is_made_for_bfloat16_on_a_cpu_only_and_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[float] = []
-
-    def gain(*_: object) -> float:
-        measured.append(2.0)
-        return measured[-1]
-
-    monkeypatch.setattr(attention, "tiled_gain", gain)
-    settings = EngineSettings(cache_dir=tmp_path)
-    assert not device.tiles_attention(settings, CPU, torch.float32)
-    assert not device.tiles_attention(settings, torch.device("cuda"), torch.bfloat16)
-    assert not measured
-    assert device.tiles_attention(settings, CPU, torch.bfloat16)
-    assert device.tiles_attention(settings, CPU, torch.bfloat16)
-    assert len(measured) == 1
-    assert list(json.loads((tmp_path / "dtype.json").read_text()).values()) == ["tiled"]
-
-
 @pytest.mark.parametrize("way", ["tiled", "fused"])
 def test_the_unet_goes_by_what_was_chosen_and_slicing_gives_it_back(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "tiled_gain", lambda *_: 2.0 if way == "tiled" else 1.0)
+    monkeypatch.setattr(choosing, "tiled_gain", lambda *_: 2.0 if way == "tiled" else 1.0)
     config = Config(engine={"device": "cpu", "dtype": "bfloat16", "cache_dir": tmp_path})
     model = Catalog(config.models).get("seedling")
     assert model is not None
@@ -108,7 +87,3 @@ def test_the_unet_goes_by_what_was_chosen_and_slicing_gives_it_back(
     assert kinds() == {"SlicedAttnProcessor"}
     pipeline.slice_attention(False)
     assert kinds() == before
-
-
-def test_the_measurement_tells_how_many_times_faster() -> None:
-    assert 0.05 < attention.tiled_gain(torch.bfloat16, 64, 8) < 20

@@ -1,4 +1,4 @@
-"""The device, and the number format that is chosen once for a machine and a size of model."""
+"""The device: which, what it is called, how it says that memory is out or that it is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,7 @@ import torch
 from darkroom.config import EngineSettings
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.device import (
-    Workload,
     choose_device,
-    choose_dtype,
     describe,
     device_failure,
     is_out_of_memory,
@@ -25,54 +22,6 @@ from darkroom.engine.device import (
 from darkroom.errors import ConfigError, DeviceGone, EngineDied
 
 CPU = torch.device("cpu")
-SMALL = Workload(channels=8, side=4)
-
-
-def settings(folder: Path, **fields: Any) -> EngineSettings:
-    return EngineSettings(cache_dir=folder / "cache", **fields)
-
-
-def remembered(folder: Path) -> dict[str, str]:
-    content: dict[str, str] = json.loads((folder / "cache/dtype.json").read_text())
-    return content
-
-
-def test_the_dtype_that_is_configured_is_taken_unmeasured(tmp_path: Path) -> None:
-    assert choose_dtype(settings(tmp_path, dtype="bfloat16"), CPU) is torch.bfloat16
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_gpu_gets_float16(tmp_path: Path) -> None:
-    assert choose_dtype(settings(tmp_path), torch.device("cuda")) is torch.float16
-
-
-def test_the_choice_for_a_cpu_is_measured_once_and_kept(tmp_path: Path) -> None:
-    first = choose_dtype(settings(tmp_path), CPU, SMALL)
-    (key, chosen) = next(iter(remembered(tmp_path).items()))
-    assert getattr(torch, chosen) is first
-    other = "float32" if chosen == "bfloat16" else "bfloat16"
-    (tmp_path / "cache/dtype.json").write_text(json.dumps({key: other}))
-    assert choose_dtype(settings(tmp_path), CPU, SMALL) is getattr(torch, other)
-
-
-def test_models_of_another_size_are_measured_by_themselves(tmp_path: Path) -> None:
-    choose_dtype(settings(tmp_path), CPU, SMALL)
-    choose_dtype(settings(tmp_path), CPU, Workload(channels=16, side=4))
-    assert len(remembered(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"x": 1}'])
-def test_a_damaged_memory_is_measured_anew(tmp_path: Path, damage: bytes) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/dtype.json").write_bytes(damage)
-    choose_dtype(settings(tmp_path), CPU, SMALL)
-    assert set(remembered(tmp_path).values()) <= {"float32", "bfloat16", 1}
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["dtype.json"]
-
-
-def test_what_cannot_be_remembered_is_not_chosen(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file, not a folder")
-    assert choose_dtype(settings(tmp_path), CPU, Workload(channels=640, side=16)) is torch.float32
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

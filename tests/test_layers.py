@@ -49,6 +49,7 @@ LAYERS = [
         "page",
         "retention",
         "engine.attention",
+        "engine.choosing",
         "engine.device",
         "engine.imports",
         "engine.architectures",

@@ -8,8 +8,6 @@ the number format, where torch's kernel keeps them in float32.
 
 from __future__ import annotations
 
-import itertools
-import time
 from typing import Any
 
 import torch
@@ -45,7 +43,7 @@ class TiledAttention(AttnProcessor2_0):
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
     """softmax(query · key / √width of a head) · value for each head: (batch, positions, channels) each."""
     batch, positions, channels = query.shape
-    queries, keys, values = (_heads(tensor, heads).flatten(0, 1).contiguous() for tensor in (query, key, value))
+    queries, keys, values = (by_heads(tensor, heads).flatten(0, 1).contiguous() for tensor in (query, key, value))
     queries = queries * queries.shape[-1] ** -0.5
     keys = keys.transpose(1, 2)
     row = keys.shape[-1] * query.element_size()
@@ -61,34 +59,6 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: i
     return mixed.view(batch, heads, positions, -1).transpose(1, 2).reshape(batch, positions, channels)
 
 
-def _heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def by_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """(batch, positions, channels) as (batch, heads, positions, channels of a head)."""
     return tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)
-
-
-@torch.inference_mode()
-def tiled_gain(dtype: torch.dtype, channels: int, side: int, heads: int = 8) -> float:
-    """How many times faster tiles are here than torch's kernel, on ``side`` × ``side`` positions.
-
-    The best of alternating rounds, so that a busy machine disturbs both alike; about 0.2 s, three rounds at least.
-    """
-    query, key, value = (torch.randn(2, side * side, channels).to(dtype) for _ in range(3))
-
-    def fused() -> None:
-        queries, keys, values = (_heads(tensor, heads) for tensor in (query, key, value))
-        torch.nn.functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
-
-    def tiled() -> None:
-        attend(query, key, value, heads)
-
-    best = {fused: float("inf"), tiled: float("inf")}
-    deadline = time.perf_counter() + 0.2
-    for turn in itertools.count():
-        for way in best:
-            begin = time.perf_counter()
-            way()
-            if turn:  # the first prepares kernels
-                best[way] = min(best[way], time.perf_counter() - begin)
-        if turn >= 3 and time.perf_counter() > deadline:
-            return best[fused] / best[tiled]
-    raise AssertionError

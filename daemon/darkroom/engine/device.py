@@ -1,56 +1,23 @@
-"""Where the engine computes and in which number format; what to call it. ``python -m darkroom.engine.device`` tells.
-
-On a GPU ``auto`` means float16. On a CPU it means bfloat16 only where that is clearly faster for the model at hand:
-AMX and AVX512-BF16 make it so for large models, nothing does for tiny ones. That is measured once (a fifth of a
-second) and remembered, because a choice that changed from day to day would change the pictures. So it is with the way
-of computing attention there.
-"""
+"""Where the engine computes, and what to call it. ``python -m darkroom.engine.device`` tells."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import gc
-import hashlib
-import itertools
 import json
-import math
 import os
 import platform
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from darkroom.config import Config, EngineSettings
-from darkroom.engine import cache, host
+from darkroom.engine import host
+from darkroom.engine.choosing import choose_dtype
 from darkroom.errors import ConfigError, DeviceGone, EngineDied, MachineError, first_line
-
-CLEARLY_FASTER = 1.4
-"""How many times faster bfloat16 must be on this CPU to be preferred to float32.
-
-Measured on an EPYC with AVX512-BF16: 1.2 to 1.3 for the bundled model, 1.5 to 2.5 for SD 1.5.
-"""
-
-FASTER_TILED = 1.2
-"""How many times faster attention by tiles must be than torch's kernel. 1.4 to 1.7 on that EPYC, in bfloat16."""
-
-_MEMORY_FILE = "dtype.json"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a UNet's middle level computes: ``channels`` features on ``side`` × ``side`` positions."""
-
-    channels: int
-    side: int
-
-
-TYPICAL = Workload(channels=640, side=16)
-"""The second level of SD 1.5 at 256 × 256."""
 
 
 def choose_device(settings: EngineSettings) -> torch.device:
@@ -66,85 +33,6 @@ def choose_device(settings: EngineSettings) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f'[engine] device = "{wanted}", but there are only {torch.cuda.device_count()}, from cuda:0')
     return device
-
-
-def choose_dtype(settings: EngineSettings, device: torch.device, workload: Workload = TYPICAL) -> torch.dtype:
-    """The number format of ``[engine] dtype``; ``auto`` as the module says."""
-    if settings.dtype != "auto":
-        chosen: torch.dtype = getattr(torch, settings.dtype)
-        return chosen
-    if device.type != "cpu":
-        return torch.float16
-    key = _machine_key(workload)
-    way = _remembered(settings, key, ("float32", "bfloat16"), lambda: bfloat16_gain(workload) >= CLEARLY_FASTER)
-    return torch.bfloat16 if way == "bfloat16" else torch.float32
-
-
-def tiles_attention(
-    settings: EngineSettings, device: torch.device, dtype: torch.dtype, workload: Workload = TYPICAL
-) -> bool:
-    """Whether the UNet's attention is to go by tiles (``engine.attention``) instead of torch's own kernel."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return False
-    from darkroom.engine.attention import tiled_gain
-
-    side = min(workload.side, 2 * TYPICAL.side)
-    key = f"attention {_machine_key(workload)}"
-    chosen = _remembered(
-        settings, key, ("fused", "tiled"), lambda: tiled_gain(dtype, workload.channels, side) >= FASTER_TILED
-    )
-    return chosen == "tiled"
-
-
-def _remembered(settings: EngineSettings, key: str, ways: tuple[str, str], better: Callable[[], bool]) -> str:
-    """The choice made before for such a model on such a machine, or a new one: the second way where it is better.
-
-    A choice that cannot be written down is not made: without a cache it is the first way, always.
-    """
-    file = cache.cache_dir(settings) / _MEMORY_FILE
-    choices = cache.read(file)
-    chosen = choices.get(key)
-    if chosen not in ways:
-        chosen = ways[better()]
-        if not cache.write(file, choices | {key: chosen}):
-            return ways[0]
-    return str(chosen)
-
-
-def _machine_key(workload: Workload) -> str:
-    facts = (host.cpu_name(), torch.get_num_threads(), torch.__version__, workload.channels, workload.side)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def bfloat16_gain(workload: Workload) -> float:
-    """How many times faster this CPU is in bfloat16 than in float32, on what a UNet mostly does.
-
-    The best of alternating rounds, so that a busy machine disturbs both alike; about 0.3 s, three rounds at least.
-    """
-    channels, side = workload.channels, min(workload.side, TYPICAL.side)
-    blocks = {
-        dtype: torch.nn.Sequential(
-            torch.nn.GroupNorm(math.gcd(channels, 32), channels),
-            torch.nn.SiLU(),
-            torch.nn.Conv2d(channels, channels, 3, padding=1),
-            torch.nn.Flatten(2),
-            torch.nn.Linear(side * side, side * side),
-        ).to(dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    best = dict.fromkeys(blocks, math.inf)
-    with torch.inference_mode():
-        deadline = time.perf_counter() + 0.25
-        for turn in itertools.count():
-            for dtype, block in blocks.items():
-                features = torch.zeros(2, channels, side, side, dtype=dtype)
-                begin = time.perf_counter()
-                block(features)
-                if turn:  # the first compiles kernels
-                    best[dtype] = min(best[dtype], time.perf_counter() - begin)
-            if turn >= 2 and time.perf_counter() > deadline:
-                break
-    return best[torch.float32] / best[torch.bfloat16]
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:

@@ -137,7 +137,7 @@ def encode_picture(pipeline: Pipeline, pixels: torch.Tensor, vae: Vae) -> tuple[
 
 def _encode(pipeline: Pipeline, pixels: torch.Tensor, kind: Vae, dtype: torch.dtype) -> Posterior:
     with _vae(pipeline, kind, max(pixels.shape[-2:]) // pipeline.reduction, dtype) as vae:
-        found = vae.encode(pixels.to(pipeline.device, dtype)).latent_dist
+        found = vae.encode(pixels.to(pipeline.device, dtype, memory_format=pipeline.vae_format)).latent_dist
     shift, factor = _scaling(vae.config, found.mean.device)
     return Posterior(((found.mean.float() - shift) * factor).cpu(), (found.std.float() * factor).cpu())
 
@@ -177,7 +177,8 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
     """Pictures in [0, 1]: (pictures, 3, height, width), float32."""
     with _vae(pipeline, kind, max(latents.shape[-2:]), dtype, by) as vae:
         shift, factor = _scaling(vae.config, latents.device)
-        pixels: torch.Tensor = vae.decode((latents / factor + shift).to(pipeline.device, dtype)).sample
+        latents = (latents / factor + shift).to(pipeline.device, dtype, memory_format=pipeline.vae_format)
+        pixels: torch.Tensor = vae.decode(latents).sample
     return pixels.float().div(2).add(0.5).clamp(0, 1)
 
 

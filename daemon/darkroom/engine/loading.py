@@ -19,7 +19,8 @@ import torch
 from darkroom.catalog import Model, header_of
 from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
-from darkroom.engine.device import TYPICAL, Workload, choose_dtype, is_out_of_memory, tiles_attention
+from darkroom.engine.choosing import TYPICAL, Workload, choose_dtype, lays_channels_last, tiles_attention
+from darkroom.engine.device import is_out_of_memory
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.imports import unfilled_weights
 from darkroom.engine.openvino import set_up
@@ -93,6 +94,7 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         zero_empty_negative=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
         safety=safety,
         vae_upcast=xl and dtype == torch.float16 and bool(vae_config.get("force_upcast", True)),
+        vae_format=_vae_format(settings, device, dtype, vae_config),
         openvino=openvino,
     )
 
@@ -159,6 +161,7 @@ def _open_flow(
         penultimate=not flux,
         zero_empty_negative=False,
         vae_upcast=False,
+        vae_format=_vae_format(settings, device, dtype, vae_config),
         safety=safety,
         flow=flow,
         kind=getattr(diffusers, flow.pipeline),
@@ -195,6 +198,13 @@ def _vae_config(model: Model) -> dict[str, Any]:
     if model.configured.vae is not None and (model.configured.vae / "config.json").is_file():
         return Model(model.name, model.configured.vae, model.configured).read("config.json")
     return model.read("vae/config.json")
+
+
+def _vae_format(
+    settings: EngineSettings, device: torch.device, dtype: torch.dtype, vae_config: dict[str, Any]
+) -> torch.memory_format:
+    turned = lays_channels_last(settings, device, dtype, vae_config["block_out_channels"][0])
+    return torch.channels_last if turned else torch.contiguous_format
 
 
 def _check_task(model: Model, channels: int, vae: dict[str, Any]) -> None:
