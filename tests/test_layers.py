@@ -90,6 +90,7 @@ LAYERS = [
         "onlookers",
         "reload",
         "trouble",
+        "turns",
         "loop",
         "check",
         "bench",

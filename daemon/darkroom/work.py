@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from darkroom.errors import (
     Stopped,
     StorageTrouble,
 )
-from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
+from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.foresight import Foresight
 from darkroom.health import Health
@@ -40,7 +40,7 @@ from darkroom.publishing import Insist, Publisher, Viewer
 from darkroom.reading import Reader
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
-from darkroom.spool import Spool, State, Ticket
+from darkroom.spool import Spool, State, Ticket, timestamp
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
@@ -63,14 +63,18 @@ class Work:
     look_around: Callable[[], None]
     meanwhile: Callable[[], None]
     """Called as soon as the engine has a job, or will not get it; is to ``publish``. Raises nothing that is a job's."""
+    ahead: Callable[[], None]
+    """Called as the engine is all but done with a job; is to ``prepare`` the next. Raises nothing that is a job's."""
     insist: Insist
     clock: Callable[[], float] = time.monotonic
     foresight: Foresight | None = None
     """Where jobs that wait may be made along with the one that runs."""
+    prepared: Record | None = None
+    """The job to come, claimed while the one before it ends."""
     ended: Record | None = None
     """The job before, of which all is known, and of which nobody was told yet."""
     foreign: Exception | None = None
-    """What went wrong in publishing: not the fault of the job that runs meanwhile."""
+    """What went wrong in publishing or claiming: not the fault of the job that runs meanwhile."""
     looked_around_at: float = float("-inf")
     loaded: str | None = None
     """The model that the engine last worked with."""
@@ -125,7 +129,7 @@ class Work:
     def do(self, ticket: Ticket) -> None:
         """From claimed to ``ended``. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
-            self._do(self._record(ticket))
+            self._do(self._begin(ticket))
         except Stopped:
             self._say("job.interrupted", ticket)
             raise
@@ -133,9 +137,16 @@ class Work:
             self.heard_at = None
             _write_log(ticket)
 
+    def _begin(self, ticket: Ticket) -> Record:
+        record, self.prepared = self.prepared, None
+        if record is None or record.ticket is not ticket:
+            return self._record(ticket)
+        record.started_at = timestamp()
+        return record
+
     def _do(self, record: Record) -> None:
-        try:
-            if record.state is None:
+        with self._blamed(record):
+            if record.state is None and record.error is None:
                 found = self._request(record)
                 if isinstance(found, JobList):
                     self.meanwhile()
@@ -143,7 +154,17 @@ class Work:
                         self._look_around_at_times()
                     return
                 self._resolve(record)
-            self._render(record)
+            if record.error is None:
+                self._render(record)
+        if self.ended is not None:
+            self.meanwhile()
+        self.ended = record
+
+    @contextmanager
+    def _blamed(self, record: Record) -> Iterator[None]:
+        """What the job is at fault for is kept as its ``error``; all else is raised."""
+        try:
+            yield
         except (JobError, EngineDied, EngineStalled) as caught:
             record.error = caught
         except DarkroomError:
@@ -153,9 +174,26 @@ class Work:
                 raise  # not this job's; or the disk's, not ours
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
             record.error = RenderFailed(message, trace=traceback.format_exc())
-        if self.ended is not None:
-            self.meanwhile()
-        self.ended = record
+
+    def prepare(self, ticket: Ticket) -> None:
+        """All that comes before the engine, of the job whose turn is next. Raises OSError, StorageTrouble."""
+        self.prepared = record = self._record(ticket)
+        with self._blamed(record):
+            if isinstance(self._request(record), JobList):
+                return
+            self._resolve(record)
+            record.attempt = ticket.begin_attempt()
+            self.executor.announce(record.job.at(running_order(record.job)[0]))
+
+    def unprepare(self) -> None:
+        """The job to come has been claimed, and no more than that."""
+        record = self.prepared
+        if record is None:
+            return
+        if record.attempt is not None:
+            with suppress(OSError, StorageTrouble):
+                record.ticket.forget_attempt(record.attempt)
+        self.prepared = Record(record.ticket, record.request)
 
     def publish(self) -> None:
         """What has ``ended``. Raises Stopped, StorageTrouble: it lies in ``working/`` and is published later."""
@@ -231,7 +269,7 @@ class Work:
             record.sheet = JobSheet(ticket, state.job.total, self.logger)
         while record.missing():
             self._refuse_repeat_offender(ticket)
-            number = ticket.begin_attempt()
+            number, record.attempt = record.attempt or ticket.begin_attempt(), None
             _write_log(ticket)
             try:
                 self._run(record)
@@ -278,6 +316,8 @@ class Work:
                         if not begun:
                             begun = True
                             self._begun(record)
+                        if isinstance(event, Ending) and record.ends():
+                            self._prepare_next()
                         if record.late or record.is_last(event):
                             record.late.append(event)
                         else:
@@ -300,6 +340,13 @@ class Work:
         if self.viewer:
             self.viewer.claimed(ticket, record.job)
         self.heard_at = self.clock()
+
+    def _prepare_next(self) -> None:
+        try:
+            self.ahead()
+        except Exception as bug:
+            self.foreign = bug
+            raise
 
     def _catch_up(self, record: Record) -> None:
         """Take what came with the last picture."""

@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, s
 from darkroom.engine.saving import Saving
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
+from darkroom.events import Ending, Event, Fallback, Finished, Picture, Preview, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import final_size, is_guided_in, passes
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Stopping = Callable[[], bool]
+
+ENDING_S = 0.25
+"""A job is said to end when its last pictures are denoised, or will be in so many seconds."""
 
 LARGE = 256
 """Pictures of more pixels a side are handed out with a thumbnail."""
@@ -71,6 +74,7 @@ class Rendering:
         graphs: Graphs | None = None,
         ahead: Ahead | None = None,
         expected: Sequence[Job] = (),
+        announced: Callable[[], Job | None] = lambda: None,
     ) -> None:
         self.pipeline = pipeline
         self.job = job
@@ -95,11 +99,14 @@ class Rendering:
         """Of how many pictures the passes were, where another job shared them, by picture."""
         alone = pipeline.inpaints or pipeline.served
         self.companions = Companions(ahead or Ahead(), job, () if alone else expected, max_batch)
+        self.announced = announced
         self.originals: Originals | None = None
         self.drafts: dict[int, Image] = {}
         """What the first of two passes made, by picture."""
         self.begins: dict[tuple[int, int], Encoded] = {}
         """The job's own picture and mask in latents, by width and height."""
+        self.ends = False
+        """Whether it was said that it does."""
         self.helped = self.told = False
         """Whether the VAE needed float32, and whether that was said."""
         device = pipeline.device
@@ -179,6 +186,7 @@ class Rendering:
                 yield from self._told()
         if undone := [index for index in batch if index not in self.latents]:
             yield from self._denoise(undone, len(passes(self.job)) - 1)
+        yield from self._ending(batch)
         yield from self._saved(wait=True)  # no more than a batch is on its way
         for index, image in self._decode(batch):
             shown = yield from self._censored(index, image)
@@ -186,7 +194,15 @@ class Rendering:
             yield from self._told()
             yield from self._saved()
         if all(index in self.saving for index in self.missing):
+            self._read_ahead()
             yield from self._saved(wait=True)
+
+    def _ending(self, batch: list[int], seconds_left: float = 0.0) -> Iterator[Ending]:
+        """Said once, a moment before the device is done with the last batch."""
+        last = all(index in batch or index in self.saving for index in self.missing)
+        if last and not self.ends and seconds_left <= ENDING_S:
+            self.ends = True
+            yield Ending()
 
     def _saved(self, *, wait: bool = False) -> Iterator[Event]:
         """The pictures whose files are made, which are missing no more."""
@@ -206,6 +222,18 @@ class Rendering:
             with self._timed("encode"), self._at_work("encode", *names):
                 self.conditioning = read(pipeline, self.job, guided=guided)
         yield from self.conditioning.warnings
+
+    def _read_ahead(self) -> None:
+        """The texts of the job that comes next, while the last files are made and where memory is plenty."""
+        job, pipeline = self.announced(), self.pipeline
+        if job is None or job.model != self.job.model or job.all_loras() or pipeline.adapts_texts:
+            return
+        guided, names = is_guided(pipeline, job), pipeline.text_encoder_names
+        if self.plan != self.fitting.full or not all(name in pipeline.loaded for name in names):
+            return
+        with suppress(Exception), pipeline.at_work(self.plan, *names):  # its own turn is to say what is wrong
+            if recall(pipeline, job, guided=guided) is None:
+                read(pipeline, job, guided=guided)
 
     def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
         """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""
@@ -247,6 +275,7 @@ class Rendering:
                 )
                 for which in set(guided)
             }
+            begun = time.monotonic()
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
                 with self._timed("denoise"):
@@ -258,6 +287,8 @@ class Rendering:
                 yield from self._saved()
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
+                if number == len(all_passes) - 1:
+                    yield from self._ending(batch, (time.monotonic() - begun) / done * (len(timesteps) - done))
                 if (preview := self.previews.due(scheduler, done, len(timesteps))) is not None:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
