@@ -14,7 +14,7 @@ from darkroom.engine.render import Engine
 from darkroom.engine.saving import Saving
 from darkroom.errors import RenderFailed, Stopped
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
-from engine_models import make_job, pictures, render, steps
+from engine_models import kinds, make_job, pictures, render, steps
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -125,12 +125,12 @@ def test_the_files_are_the_same_and_come_in_order(engine: Engine, fields: dict[s
 
 
 def test_the_next_picture_is_sampled_while_a_file_is_made(beside: Engine, held: Held) -> None:
-    kinds: list[type[Event]] = []
+    events: list[Event] = []
     for event in beside.render(make_job(count=2), frozenset(), lambda: False):
-        kinds.append(type(event))
+        events.append(event)
         if event == Step(1, 1, 2, 2):
             held.opened.set()
-    assert kinds == [Loaded, Step, Step, Step, Step, Picture, Picture, Finished]
+    assert kinds(events) == [Loaded, Step, Step, Step, Step, Picture, Picture, Finished]
 
 
 class Unlucky(torch.nn.Module):
@@ -156,7 +156,7 @@ def test_where_memory_runs_out_the_picture_before_is_handed_out_and_not_made_aga
     pipeline.loaders["unet"] = lambda: unlucky
     pipeline.loaded["unet"] = unlucky
     events = render(beside, make_job(count=2))
-    assert [type(event) for event in events[3:]] == [Picture, Fallback, Step, Step, Picture, Finished]
+    assert kinds(events)[3:] == [Picture, Fallback, Step, Step, Picture, Finished]
     assert len(steps(events)) == 4
     assert list(pictures(events)) == [0, 1]
 

@@ -72,7 +72,14 @@ LAYERS = [
         "engine.preview",
         "engine.saving",
     ],
-    ["engine.ahead", "engine.rendering", "engine.flow_rendering", "engine.render", "engine.benchmark"],
+    [
+        "engine.ahead",
+        "engine.planned",
+        "engine.rendering",
+        "engine.flow_rendering",
+        "engine.render",
+        "engine.benchmark",
+    ],
     ["executors"],
     [
         "pace",
