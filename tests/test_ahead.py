@@ -190,6 +190,23 @@ def test_what_came_before_a_job_was_claimed_ahead_counts_and_what_comes_after_it
     assert darkroom.result("b")["job"]["negative_prompt"] == "blue"
 
 
+def test_a_job_that_was_claimed_ahead_is_not_forgotten_for_one_that_comes_first_after_all(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+
+    def claim(line: str) -> None:
+        if line == "made a":  # as one that was to be refused, and was mended in the last moment
+            arrival = loop.intake.take()
+            assert arrival is not None
+            loop.turns.claimed.append(loop.spool.claim(arrival))  # type: ignore[arg-type]
+
+    loop = darkroom.loop(Engine(story, claim), story.disk, once=True)
+    loop.run()
+    published = [line for line in story.lines if line.startswith("publish")]
+    assert published == ["publish a", "publish c", "publish b"]
+    assert darkroom.names("working") == []
+
+
 def test_the_engine_is_told_which_job_is_next_and_of_none_where_none_is(darkroom: Darkroom) -> None:
     drop(darkroom, "a", "b")
     darkroom.drop("typo.json", {"promt": "c"})

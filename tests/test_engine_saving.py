@@ -13,7 +13,7 @@ from darkroom import output
 from darkroom.engine.render import Engine
 from darkroom.engine.saving import Saving
 from darkroom.errors import RenderFailed, Stopped
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
+from darkroom.events import Ending, Event, Fallback, Finished, Loaded, Picture, Step
 from engine_models import kinds, make_job, pictures, render, steps
 
 pytest_plugins = ("engine_fixtures",)
@@ -131,6 +131,26 @@ def test_the_next_picture_is_sampled_while_a_file_is_made(beside: Engine, held: 
         if event == Step(1, 1, 2, 2):
             held.opened.set()
     assert kinds(events) == [Loaded, Step, Step, Step, Step, Picture, Picture, Finished]
+
+
+def test_the_texts_of_the_next_job_are_read_while_the_last_file_is_made(beside: Engine, held: Held) -> None:
+    pipeline = beside._models.get("sd")
+    read = 0
+
+    def reads(*_: Any) -> None:
+        nonlocal read
+        read += 1
+        if read == 4:  # two texts of either job
+            held.opened.set()
+
+    pipeline.part("text_encoder").register_forward_pre_hook(reads)
+    following = make_job(prompt="a green house", negative_prompt="sky")
+    for event in beside.render(make_job(), frozenset(), lambda: False):
+        if isinstance(event, Ending):
+            beside.announce(following)
+    assert read == 4, "before the file was made, or nobody would have opened it"
+    assert pictures(render(beside, following))
+    assert read == 4
 
 
 class Unlucky(torch.nn.Module):

@@ -88,6 +88,7 @@ LAYERS = [
         "reading",
         "foresight",
         "record",
+        "opening",
         "publishing",
         "work",
         "audience",

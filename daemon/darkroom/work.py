@@ -12,9 +12,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import strict_json
 from darkroom.cells import run_cell
-from darkroom.collect import collect, images_of
+from darkroom.collect import images_of
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -23,7 +22,6 @@ from darkroom.errors import (
     EngineDied,
     EngineKilled,
     EngineStalled,
-    InvalidRequest,
     JobError,
     OutOfMemory,
     RenderFailed,
@@ -34,13 +32,14 @@ from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Pi
 from darkroom.executors import Executor
 from darkroom.foresight import Foresight
 from darkroom.health import Health
-from darkroom.job import JobList, Request, placed, running_order
+from darkroom.job import JobList, Request, running_order
+from darkroom.opening import known, resolve
 from darkroom.page import Page
 from darkroom.publishing import Insist, Publisher, Viewer
 from darkroom.reading import Reader
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
-from darkroom.spool import Spool, State, Ticket, timestamp
+from darkroom.spool import Spool, Ticket, timestamp
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
@@ -129,7 +128,7 @@ class Work:
     def do(self, ticket: Ticket) -> None:
         """From claimed to ``ended``. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
-            self._do(self._begin(ticket))
+            self._do(self._taken_up(ticket))
         except Stopped:
             self._say("job.interrupted", ticket)
             raise
@@ -137,10 +136,12 @@ class Work:
             self.heard_at = None
             _write_log(ticket)
 
-    def _begin(self, ticket: Ticket) -> Record:
-        record, self.prepared = self.prepared, None
+    def _taken_up(self, ticket: Ticket) -> Record:
+        """What is known of a job whose turn has come."""
+        record = self.prepared
         if record is None or record.ticket is not ticket:
             return self._record(ticket)
+        self.prepared = None
         record.started_at = timestamp()
         return record
 
@@ -227,39 +228,15 @@ class Work:
         self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
-        """What is known of a job so far, from its folder."""
-        try:
-            request = self.spool.read_request(ticket)
-        except OSError as error:
-            # Claimed, yet unreadable: somebody replaced it in the last moment. An empty request says the rest.
-            self._say("job.unreadable", ticket, why=str(error))
-            request = b""
-        record = Record(ticket, request, ticket.state())
-        if record.state is not None:
-            record.started_at = record.state.started_at
-            for index, path in ticket.pictures().items():
-                if not record.found(index, path):
-                    self._say("picture.damaged", ticket, level="warning", file=path.name)
-        return record
+        return known(ticket, self.spool, self._say)
 
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
-        ticket = record.ticket
-        try:
-            request = self._request(record)
-            assert isinstance(request, Request)
-            if self.foresight is not None:
-                request = self.foresight.seeded(ticket, request)
-            found = collect(ticket, request, self.spool)
-            found.refuse()
-            job = self.reader.resolve(request, ticket.id, found.given)
-        except InvalidRequest as error:
-            raise placed(error, record.request or b"") from None
-        record.state = State(job=job, started_at=record.started_at)
-        ticket.save_state(record.state)
-        said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
-        record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
-        ticket.log("job.claimed", record.claimed)
+        request = self._request(record)
+        assert isinstance(request, Request)
+        if self.foresight is not None:
+            request = self.foresight.seeded(record.ticket, request)
+        resolve(record, request, self.reader, self.spool, tells_prompts=self.config.log.prompts)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
