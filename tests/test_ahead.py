@@ -169,6 +169,29 @@ def test_a_job_that_was_claimed_as_the_daemon_was_paused_waits_for_the_end_of_th
     assert (result["attempts"], result["job"]["seed"]) == (1, seed)
 
 
+def test_a_job_that_waits_for_the_end_of_a_pause_can_be_cancelled_and_the_engine_never_hears_of_it(
+    darkroom: Darkroom,
+) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+    pause = darkroom.root / PAUSE
+    loop = darkroom.loop(Engine(story, lambda line: pause.touch() if line == "made a" else None), story.disk)
+    loop.spool.open()
+    loop.startup()
+    while not darkroom.names("done"):
+        loop.step()
+    (folder,) = darkroom.working.glob("*-b-*")
+    (folder / "cancel").touch()
+    while not darkroom.names("failed"):
+        loop.step()
+    loop.step()
+    assert loop.health.report.state == "paused"
+    loop.shutdown()
+    assert darkroom.error("b")["reason"] == "cancelled"
+    assert story.lines[2:] == ["claim b", "made a", "save a-1.png", "publish a", "publish b"]
+    assert darkroom.names("inbox") == ["c.json"]
+
+
 def test_what_came_before_a_job_was_claimed_ahead_counts_and_what_comes_after_it_goes_after_it(
     darkroom: Darkroom,
 ) -> None:

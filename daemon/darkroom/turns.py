@@ -127,11 +127,12 @@ class Turns:
         return self.intake.idle and not self.claimed and not self.lists
 
     def _claim_next(self) -> Ticket | None:
-        if self.spool.paused():
+        ahead = self.work.prepared.ticket if self.work.prepared is not None else None
+        if self.spool.paused() and not (ahead is not None and ahead.cancel_wanted()):
             self.rest("paused", self.spool.why_paused())
             return None
-        if self.work.prepared is not None:
-            return self.work.prepared.ticket
+        if ahead is not None:
+            return ahead
         if self.guard.trouble is not None:
             self.rest("paused", self.guard.trouble, trouble=True)
             return None

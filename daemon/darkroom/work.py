@@ -156,6 +156,8 @@ class Work:
                     return
                 self._resolve(record)
             if record.error is None:
+                if record.ticket.cancel_wanted():
+                    raise Cancelled("The job was cancelled before its turn")
                 self._render(record)
         if self.ended is not None:
             self.meanwhile()
