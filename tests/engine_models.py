@@ -9,7 +9,7 @@ from typing import Any
 
 from darkroom.config import Config
 from darkroom.engine.render import Engine
-from darkroom.events import Event, Fallback, Picture, Step, Warned
+from darkroom.events import Ending, Event, Fallback, Picture, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 
 WORDS = ["red", "blue", "green", "circle", "square", "house", "on", "a", "the", "sky"]
@@ -48,6 +48,11 @@ def make_job(**fields: Any) -> Job:
 
 def render(engine: Engine, job: Job, skip: set[int] | None = None, images: Images = NO_IMAGES) -> list[Event]:
     return list(engine.render(job, frozenset(skip or ()), lambda: False, images))
+
+
+def kinds(events: list[Event]) -> list[type[Event]]:
+    """What they are. When it is said that the job ends is the clock's to decide, and left out."""
+    return [type(event) for event in events if not isinstance(event, Ending)]
 
 
 def pictures(events: list[Event]) -> dict[int, bytes]:

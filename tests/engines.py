@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from darkroom.config import Config
 from darkroom.errors import DeviceGone
-from darkroom.events import Event, Fallback, Loaded, Picture, Step, Warned
+from darkroom.events import Ending, Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import NO_IMAGES, Images, Job
 
@@ -28,6 +29,25 @@ class Slow(FakeEngine):
     """A tenth of a second a step."""
 
     step_s = 0.1
+
+
+class Told(FakeEngine):
+    """Says of each job which one is to come next, once it has heard of one."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.heard: SimpleQueue[Job] = SimpleQueue()
+
+    def announce(self, job: Job) -> None:
+        self.heard.put(job)
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        for event in super().render(job, skip, stopping, images):
+            yield event
+            if isinstance(event, Ending):
+                yield Warned("next", self.heard.get(timeout=60).prompt)
 
 
 class Held(FakeEngine):

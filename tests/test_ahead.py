@@ -1,10 +1,13 @@
-"""The engine is not to wait between two jobs: the next one is handed to it, then the last one is published."""
+"""The engine is not to wait between two jobs: as one ends the next is made ready; it is handed over, then the last one
+published.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
+from darkroom.config import Config, Limits
 from darkroom.errors import EngineDied, RenderFailed
 from darkroom.events import Alive, Event, Finished, Picture
 from darkroom.executors import FakeExecutor, LocalExecutor, local
@@ -77,9 +81,9 @@ def test_the_engine_has_the_next_job_before_the_last_one_is_saved_and_published(
     story = Story(darkroom)
     darkroom.run_once(Engine(story), story.disk)
     assert story.lines == [
-        *("claim a", "engine a", "made a"),
-        *("claim b", "engine b", "save a-1.png", "publish a", "made b"),
-        *("claim c", "engine c", "save b-1.png", "publish b", "made c"),
+        *("claim a", "engine a", "claim b", "made a"),
+        *("engine b", "save a-1.png", "publish a", "claim c", "made b"),
+        *("engine c", "save b-1.png", "publish b", "made c"),
         *("save c-1.png", "publish c"),
     ]
     told = [(event, fields["name"]) for event, fields in darkroom.log.lines if event in ("job.claimed", "job.done")]
@@ -93,7 +97,7 @@ def test_of_several_pictures_only_the_last_waits(darkroom: Darkroom) -> None:
     story = Story(darkroom)
     darkroom.run_once(Engine(story), story.disk)
     saved = ["save a-1.png", "save a-2.png"]
-    assert story.lines[2:8] == [*saved, "made a", "claim b", "engine b", "save a-3.png"]
+    assert story.lines[2:8] == [*saved, "claim b", "made a", "engine b", "save a-3.png"]
     assert len(darkroom.result("a")["pictures"]) == len(darkroom.result("b")["pictures"]) == 3
     assert (darkroom.done / "a" / "contact-sheet.jpg").exists()
 
@@ -103,10 +107,9 @@ def test_the_last_picture_of_a_matrix_waits_not_that_of_each_cell(darkroom: Dark
     drop(darkroom, "b")
     story = Story(darkroom)
     darkroom.run_once(Engine(story), story.disk)
-    cells = ["engine a", "made a", "save a-1.png", "engine a", "made a"]
     assert [line for line in story.lines[1:9] if line != "save a-1.png"] == [
-        *(line for line in cells if line != "save a-1.png"),
-        *("claim b", "engine b", "save a-2.png"),
+        *("engine a", "made a", "engine a", "claim b", "made a"),
+        *("engine b", "save a-2.png"),
     ]
     assert (darkroom.done / "a" / "a-grid.jpg").exists()
 
@@ -143,15 +146,128 @@ def test_a_paused_daemon_claims_nothing_ahead_and_publishes_what_it_has(darkroom
     loop.shutdown()
 
 
-def test_another_configuration_comes_between_two_jobs(darkroom: Darkroom) -> None:
+def test_a_job_that_was_claimed_as_the_daemon_was_paused_waits_for_the_end_of_that(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", seed=-1)
+    story = Story(darkroom)
+    pause = darkroom.root / PAUSE
+    loop = darkroom.loop(Engine(story, lambda line: pause.touch() if line == "made a" else None), story.disk, once=True)
+    loop.spool.open()
+    loop.startup()
+    while not darkroom.names("done"):
+        loop.step()
+    for _ in range(3):
+        assert loop.step()
+    assert loop.health.report.state == "paused"
+    assert story.lines == ["claim a", "engine a", "claim b", "made a", "save a-1.png", "publish a"]
+    (state,) = darkroom.working.glob("*/job.json")
+    seed = json.loads(state.read_bytes())["job"]["seed"]
+    pause.unlink()
+    loop.main_loop()
+    loop.shutdown()
+    assert story.lines[-4:] == ["engine b", "made b", "save b-1.png", "publish b"]
+    result = darkroom.result("b")
+    assert (result["attempts"], result["job"]["seed"]) == (1, seed)
+
+
+def test_a_job_that_waits_for_the_end_of_a_pause_can_be_cancelled_and_the_engine_never_hears_of_it(
+    darkroom: Darkroom,
+) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+    pause = darkroom.root / PAUSE
+    loop = darkroom.loop(Engine(story, lambda line: pause.touch() if line == "made a" else None), story.disk)
+    loop.spool.open()
+    loop.startup()
+    while not darkroom.names("done"):
+        loop.step()
+    (folder,) = darkroom.working.glob("*-b-*")
+    (folder / "cancel").touch()
+    while not darkroom.names("failed"):
+        loop.step()
+    loop.step()
+    assert loop.health.report.state == "paused"
+    loop.shutdown()
+    assert darkroom.error("b")["reason"] == "cancelled"
+    assert story.lines[2:] == ["claim b", "made a", "save a-1.png", "publish a", "publish b"]
+    assert darkroom.names("inbox") == ["c.json"]
+
+
+def test_what_came_before_a_job_was_claimed_ahead_counts_and_what_comes_after_it_goes_after_it(
+    darkroom: Darkroom,
+) -> None:
     drop(darkroom, "a", "b")
     story = Story(darkroom)
-    loop = darkroom.loop(Engine(story), story.disk, once=True, reread=lambda: darkroom.config)
-    loop.executor.when = lambda line: loop.reload() if line == "made a" else None  # type: ignore[attr-defined]
+
+    def more(line: str) -> None:
+        if line == "engine a":
+            drop(darkroom, "!early", "b", negative_prompt="blue")
+            loop.intake.look_afresh()
+        if line == "made a":
+            drop(darkroom, "!late")
+            loop.intake.look_afresh()
+
+    loop = darkroom.loop(Engine(story, more), story.disk, once=True)
     loop.run()
-    assert story.lines.index("publish a") < story.lines.index("claim b")
+    published = [line.partition(" ")[2] for line in story.lines if line.startswith("publish")]
+    assert published == ["a", "!early", "!late", "b"]
+    assert darkroom.result("b")["job"]["negative_prompt"] == "blue"
+
+
+def test_a_job_that_was_claimed_ahead_is_not_forgotten_for_one_that_comes_first_after_all(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+
+    def claim(line: str) -> None:
+        if line == "made a":  # as one that was to be refused, and was mended in the last moment
+            arrival = loop.intake.take()
+            assert arrival is not None
+            loop.turns.claimed.append(loop.spool.claim(arrival))  # type: ignore[arg-type]
+
+    loop = darkroom.loop(Engine(story, claim), story.disk, once=True)
+    loop.run()
+    published = [line for line in story.lines if line.startswith("publish")]
+    assert published == ["publish a", "publish c", "publish b"]
+    assert darkroom.names("working") == []
+
+
+def test_the_engine_is_told_which_job_is_next_and_of_none_where_none_is(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b")
+    darkroom.drop("typo.json", {"promt": "c"})
+    drop(darkroom, "d")
+    told: list[tuple[str, str]] = []
+
+    class Told(Engine):
+        job: Job
+
+        def announce(self, job: Job) -> None:
+            told.append((self.job.prompt, job.prompt))
+
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            self.job = job
+            yield from super().run(job, skip, images)
+
+    darkroom.run_once(Told(Story(darkroom)))
+    assert told == [("a", "b"), ("b", "d")]
+
+
+def test_another_configuration_comes_between_two_jobs_and_what_was_claimed_ahead_goes_by_it(
+    darkroom: Darkroom,
+) -> None:
+    drop(darkroom, "a", "b")
+    drop(darkroom, "wide", width=512)
+    story = Story(darkroom)
+
+    def reread() -> Config:
+        return darkroom.config.model_copy(update={"limits": Limits(max_width=256)})
+
+    loop = darkroom.loop(Engine(story), story.disk, once=True, reread=reread)
+    loop.executor.when = lambda line: loop.reload() if line == "made b" else None  # type: ignore[attr-defined]
+    loop.run()
+    assert story.lines.index("claim wide") < story.lines.index("made b")
     events = darkroom.log.events()
-    assert events.index("job.done") < events.index("config.reloaded") < events.index("job.done", -2)
+    assert events.index("job.done", -4) < events.index("config.reloaded") < events.index("job.failed")
+    assert "at most 256" in darkroom.error("wide")["message"]
+    assert darkroom.error("wide")["attempts"] == 0
 
 
 def test_a_job_that_is_refused_at_its_turn_gets_its_verdict_after_the_one_before(
@@ -173,6 +289,54 @@ def test_a_job_that_is_refused_at_its_turn_gets_its_verdict_after_the_one_before
         *("engine a", "publish a", "engine c", "publish b", "publish c")
     ]
     assert (loop.work.done, loop.work.failed) == (2, 1)
+
+
+def test_a_fault_of_ours_in_making_a_job_ready_is_that_jobs_and_not_of_the_one_that_runs(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(darkroom, "a", "b", "c")
+    loop = darkroom.loop(once=True)
+    resolve = loop.work.reader.resolve
+
+    def stumble(request: Any, id: str, pictures: Any = None) -> Job:
+        if request.prompt == "b" and id != "judged":
+            raise ZeroDivisionError("ours")
+        return resolve(request, id, pictures or {})
+
+    monkeypatch.setattr(loop.work.reader, "resolve", stumble)
+    loop.run()
+    assert darkroom.names("done") == ["a", "c"]
+    assert "darkroom itself failed on this job: ZeroDivisionError: ours" in darkroom.error("b")["message"]
+
+
+def test_a_job_whose_folder_vanishes_as_it_is_made_ready_is_dropped_and_the_next_one_runs(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c")
+    story = Story(darkroom)
+
+    def remove(line: str) -> bool:
+        if line == "claim b":
+            loop.work.reader = Vanishing()  # type: ignore[assignment]
+        return False
+
+    class Vanishing:
+        """Reads jobs, and once removes all that are claimed and wait."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(reader, name)
+
+        def read(self, name: str, data: bytes | None) -> Any:
+            (folder,) = darkroom.working.glob("*-b-*")
+            shutil.rmtree(folder)
+            loop.work.reader = reader
+            return reader.read(name, data)
+
+    story.refused = remove
+    loop = darkroom.loop(Engine(story), story.disk, once=True)
+    reader = loop.work.reader
+    loop.run()
+    assert darkroom.names("done") == ["a", "c"]
+    assert darkroom.log.events().count("job.vanished") == 1
+    assert "spool.trouble" not in darkroom.log.events()
 
 
 @pytest.mark.parametrize("call", ["save a-1.png", "publish a"])
@@ -230,10 +394,11 @@ def test_a_picture_that_was_made_as_the_daemon_was_stopped_is_kept(darkroom: Dar
     loop.work.clock = iter(range(10**6)).__next__ if looks_around else lambda: 0.0
     loop.run()
     end = ["save a-1.png"] if looks_around else ["save a-1.png", "publish a"]
-    assert story.lines == ["claim a", "engine a", "made a", *end]
-    assert len(darkroom.names("working")) == looks_around
+    assert story.lines == ["claim a", "engine a", "claim b", "made a", *end]
+    assert len(darkroom.names("working")) == looks_around + 1
     darkroom.run_once()
     assert darkroom.names("done") == ["a", "b"]
+    assert darkroom.result("b")["attempts"] == 1
 
 
 def test_it_is_too_late_to_cancel_what_is_made_and_not_for_what_is_under_way(darkroom: Darkroom) -> None:

@@ -104,6 +104,8 @@ class Way:
     deaths: int = 0
     falls_back: bool = False
     pauses: bool = False
+    together: bool = False
+    """Whether jobs are made along with others; their seeds are then chosen before they are claimed."""
     entries: int = 0
     """Of a list: how many jobs it holds."""
     prepare: Callable[[Darkroom], None] | None = None
@@ -176,6 +178,12 @@ WAYS = [
     Way("steps down", {"cat.json": {"prompt": "a", "count": 3} | JOB}, done=["cat"], falls_back=True),
     Way("cancelled", {"cat.json": {"prompt": "a", "count": 2} | JOB}, done=[], failed=["cat"], prepare=cancel_it),
     Way("paused", {"a.json": {"prompt": "a"} | JOB, "b.json": {"prompt": "b"} | JOB}, done=["a", "b"], pauses=True),
+    Way(
+        "made together",
+        {"a.json": {"prompt": "a"} | JOB, "b.json": {"prompt": "b"} | JOB},
+        done=["a", "b"],
+        together=True,
+    ),
     Way("matrix", {"cat.json": {"prompt": "a", "matrix": {"seed": [1, 2]}, "count": 2} | JOB}, done=["cat"], deaths=1),
     Way(
         "a list",
@@ -265,6 +273,8 @@ class House:
     def configure(self) -> None:
         if self.way.pictures:  # these jobs rest for a tenth of it
             self.darkroom.configure(intake={"settle_s": 0.2, "rescan_s": 0.05})
+        if self.way.together:
+            self.darkroom.configure(engine={"batch_across_jobs": True})
 
     @property
     def pause(self) -> Path:

@@ -29,7 +29,7 @@ from darkroom.families import FLOWS
 from darkroom.job import Hires, Job, LoraUse, misfits, parse_fields, resolve
 from engine_checkpoints import save_checkpoint
 from engine_flows import save_tiny_flow
-from engine_models import fallbacks, make_config, pictures, render, steps, warned
+from engine_models import fallbacks, kinds, make_config, pictures, render, steps, warned
 from engine_models import make_job as make_any_job
 from test_engine_render import assert_the_same_in_parts, loaded, no_memory, pixels, put, rungs, stop_after, with_plan
 
@@ -84,7 +84,7 @@ def failing(times: int) -> Callable[[], None]:
 
 def test_a_job_goes_from_loaded_over_its_steps_and_pictures_to_finished(engine: Engine) -> None:
     events = render(engine, make_job(count=2, num_inference_steps=3))
-    assert [type(event) for event in events] == [Loaded, *[Step, Step, Step, Picture] * 2, Finished]
+    assert kinds(events) == [Loaded, *[Step, Step, Step, Picture] * 2, Finished]
     assert steps(events)[3:] == [Step(1, 1, 1, 3), Step(1, 1, 2, 3), Step(1, 1, 3, 3)]
     assert [(event.index, event.seed) for event in events if isinstance(event, Picture)] == [(0, 7), (1, 8)]
     last = events[-1]

@@ -16,7 +16,8 @@ from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import encode
 from darkroom.engine.readings import Conditioning, Embeddings, Readings, Texts
 from darkroom.engine.render import Engine
-from darkroom.events import Event, Finished, Loaded, Step
+from darkroom.errors import Stopped
+from darkroom.events import Ending, Event, Finished, Loaded, Step
 from darkroom.job import Job
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
 from test_engine_render import Failing, loaded, no_memory, put
@@ -26,6 +27,9 @@ pytest_plugins = ("engine_fixtures",)
 
 class Read:
     """How often a pipeline's first text encoder is at work, and how often it is read from the disk."""
+
+    stopping = False
+    """Whether somebody asked the engine to stop."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.texts = self.files = 0
@@ -216,6 +220,87 @@ def test_a_lora_on_the_unet_alone_changes_no_text(config: Config, tmp_path: Path
     painted = make_job(loras=({"name": "brush", "weight": 1.0},))
     assert pictures(render(engine, painted)) == fresh(config, painted)
     assert read.texts == 2
+
+
+# Before their turn
+
+
+def told(engine: Engine, job: Job, following: Job, read: Read) -> list[str]:
+    """What happens in ``job``, where ``following`` is announced as it ends: kinds of events, and ``read``."""
+    story: list[str] = []
+    for event in engine.render(job, frozenset(), lambda: False):
+        if isinstance(event, Ending):
+            engine.announce(following)
+        story += ["read"] * (read.texts - story.count("read"))
+        story.append(type(event).__name__)
+    return story
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_the_texts_of_the_next_job_are_read_before_the_one_that_ends_is_over(
+    engine: Engine, config: Config, model: str
+) -> None:
+    read = Read(loaded(engine, model))
+    job, following = make_job(model=model), make_job(model=model, prompt="a green house", negative_prompt="", seed=3)
+    story = told(engine, job, following, read)
+    assert [line for line in story if line != "Step"] == [
+        *("Loaded", "read", "read", "Ending", "Picture", "read", "read", "Finished")
+    ]
+    events = render(engine, following)
+    assert read.texts == 4
+    assert pictures(events) == fresh(config, following)
+    assert pictures(render(engine, job)) == fresh(config, job)
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        {"model": "sdxl", "prompt": "red"},
+        {"prompt": "red <lora:words>"},
+        {"prompt": "(red:1000)"},
+        {},
+    ],
+    ids=["another model", "a LoRA", "no such weight", "known already"],
+)
+def test_texts_that_cannot_be_read_beforehand_or_need_not_be_are_left_to_their_turn(
+    engine: Engine, following: dict[str, Any]
+) -> None:
+    read = Read(loaded(engine, "sd"))
+    assert told(engine, make_job(), make_job(**following), read).count("read") == 2
+
+
+def test_of_what_was_announced_to_a_job_that_was_stopped_the_next_one_hears_nothing(engine: Engine) -> None:
+    read = Read(loaded(engine, "sd"))
+    render(engine, make_job())
+    with pytest.raises(Stopped):
+        for event in engine.render(make_job(), frozenset(), lambda: read.stopping):
+            engine.announce(make_job(prompt="red"))
+            read.stopping = isinstance(event, Step)
+    render(engine, make_job())
+    assert read.texts == 2
+
+
+def test_memory_that_runs_out_as_texts_are_read_beforehand_costs_nobody_anything(
+    engine: Engine, config: Config
+) -> None:
+    pipeline = loaded(engine, "sd")
+    read = Read(pipeline)
+    job, following = make_job(), make_job(prompt="a green house")
+    render(engine, job)
+    encoder = pipeline.part("text_encoder")
+    put(pipeline, "text_encoder", Failing(encoder, no_memory(), times=1))
+    events = []
+    for event in engine.render(job, frozenset(), lambda: False):
+        events.append(event)
+        if isinstance(event, Ending):
+            engine.announce(following)
+    assert fallbacks(events) == []
+    assert pictures(events) == fresh(config, job)
+    assert read.texts == 2
+    events = render(engine, following)
+    assert fallbacks(events) == []
+    assert pictures(events) == fresh(config, following)
+    assert read.texts == 4
 
 
 def embeddings(numbers: int) -> Conditioning:

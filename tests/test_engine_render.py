@@ -23,10 +23,10 @@ from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Rendering
 from darkroom.engine.underway import UnderWay
 from darkroom.errors import ModelUnavailable, OutOfMemory, RenderFailed, Stopped
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
+from darkroom.events import Ending, Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import Job
 from darkroom.sampling import SAMPLERS
-from engine_models import fallbacks, make_config, make_job, pictures, render, steps, warned
+from engine_models import fallbacks, kinds, make_config, make_job, pictures, render, steps, warned
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -54,8 +54,7 @@ def put(pipeline: Pipeline, name: str, part: Any) -> Any:
 
 def test_a_job_goes_from_loaded_over_its_steps_and_pictures_to_finished(engine: Engine) -> None:
     events = render(engine, make_job(count=2, num_inference_steps=3))
-    kinds = [type(event) for event in events]
-    assert kinds == [Loaded, Step, Step, Step, Picture, Step, Step, Step, Picture, Finished]
+    assert kinds(events) == [Loaded, Step, Step, Step, Picture, Step, Step, Step, Picture, Finished]
     assert steps(events)[:3] == [Step(0, 1, 1, 3), Step(0, 1, 2, 3), Step(0, 1, 3, 3)]
     assert [(event.index, event.seed) for event in events if isinstance(event, Picture)] == [(0, 7), (1, 8)]
     first, last = events[0], events[-1]
@@ -66,6 +65,21 @@ def test_a_job_goes_from_loaded_over_its_steps_and_pictures_to_finished(engine: 
     assert isinstance(last, Finished)
     assert set(last.seconds) == {"encode", "denoise", "decode", "save"}
     assert all(seconds > 0 for seconds in last.seconds.values())
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"count": 3}, {"hires": {"scale": 2.0, "strength": 0.5}}, {"num_inference_steps": 8}]
+)
+@pytest.mark.parametrize("device_makes", [True, False], ids=["denoised", "denoised before"])
+def test_that_a_job_ends_is_said_once_before_its_last_picture_and_after_all_others(
+    engine: Engine, fields: dict[str, Any], device_makes: bool
+) -> None:
+    job = make_job(**fields)
+    if not device_makes:
+        engine.expect((job.model_copy(update={"id": "expected"}),))
+        render(engine, make_job(seed=99, num_inference_steps=job.num_inference_steps))
+    events = [event for event in render(engine, job) if isinstance(event, Ending | Picture)]
+    assert [type(event) for event in events] == [*[Picture] * (job.count - 1), Ending, Picture]
 
 
 @pytest.mark.parametrize(("output_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])

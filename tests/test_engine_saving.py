@@ -13,8 +13,8 @@ from darkroom import output
 from darkroom.engine.render import Engine
 from darkroom.engine.saving import Saving
 from darkroom.errors import RenderFailed, Stopped
-from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step
-from engine_models import make_job, pictures, render, steps
+from darkroom.events import Ending, Event, Fallback, Finished, Loaded, Picture, Step
+from engine_models import kinds, make_job, pictures, render, steps
 
 pytest_plugins = ("engine_fixtures",)
 
@@ -125,12 +125,32 @@ def test_the_files_are_the_same_and_come_in_order(engine: Engine, fields: dict[s
 
 
 def test_the_next_picture_is_sampled_while_a_file_is_made(beside: Engine, held: Held) -> None:
-    kinds: list[type[Event]] = []
+    events: list[Event] = []
     for event in beside.render(make_job(count=2), frozenset(), lambda: False):
-        kinds.append(type(event))
+        events.append(event)
         if event == Step(1, 1, 2, 2):
             held.opened.set()
-    assert kinds == [Loaded, Step, Step, Step, Step, Picture, Picture, Finished]
+    assert kinds(events) == [Loaded, Step, Step, Step, Step, Picture, Picture, Finished]
+
+
+def test_the_texts_of_the_next_job_are_read_while_the_last_file_is_made(beside: Engine, held: Held) -> None:
+    pipeline = beside._models.get("sd")
+    read = 0
+
+    def reads(*_: Any) -> None:
+        nonlocal read
+        read += 1
+        if read == 4:  # two texts of either job
+            held.opened.set()
+
+    pipeline.part("text_encoder").register_forward_pre_hook(reads)
+    following = make_job(prompt="a green house", negative_prompt="sky")
+    for event in beside.render(make_job(), frozenset(), lambda: False):
+        if isinstance(event, Ending):
+            beside.announce(following)
+    assert read == 4, "before the file was made, or nobody would have opened it"
+    assert pictures(render(beside, following))
+    assert read == 4
 
 
 class Unlucky(torch.nn.Module):
@@ -156,7 +176,7 @@ def test_where_memory_runs_out_the_picture_before_is_handed_out_and_not_made_aga
     pipeline.loaders["unet"] = lambda: unlucky
     pipeline.loaded["unet"] = unlucky
     events = render(beside, make_job(count=2))
-    assert [type(event) for event in events[3:]] == [Picture, Fallback, Step, Step, Picture, Finished]
+    assert kinds(events)[3:] == [Picture, Fallback, Step, Step, Picture, Finished]
     assert len(steps(events)) == 4
     assert list(pictures(events)) == [0, 1]
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import Darkroom
 from darkroom.catalog import Catalog
 from darkroom.errors import DeviceGone, EngineDied, EngineStalled, RenderFailed
-from darkroom.events import Alive, Event, Finished, Loaded, Picture, Step
+from darkroom.events import Alive, Ending, Event, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
 
@@ -76,7 +76,8 @@ def wait_for(file: Path, text: str = "", seconds: float = 60.0) -> bool:
 def test_events_come_through_in_order_and_the_child_is_kept(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
     executor = executor_of(darkroom, "Fast", started)
     events = spoken(executor.run(job_of(darkroom, count=2)))
-    assert [type(event) for event in events] == [Loaded, Step, Step, Step, Picture, Step, Step, Step, Picture, Finished]
+    kinds = [Loaded, Step, Step, Step, Picture, Step, Step, Step, Ending, Picture, Finished]
+    assert [type(event) for event in events] == kinds
     pid = executor.pid
     assert len(spoken(executor.run(job_of(darkroom), frozenset({0})))) == 2
     assert executor.pid == pid
@@ -94,6 +95,18 @@ def test_the_child_asks_for_large_pages_unless_a_person_tuned_the_allocator(
     spoken(executor.run(job_of(darkroom)))
     environment = Path(f"/proc/{executor.pid}/environ").read_bytes().split(b"\0")
     assert f"GLIBC_TUNABLES={own or 'glibc.malloc.hugetlb=1'}".encode() in environment
+
+
+def test_an_engine_hears_of_the_next_job_while_it_is_at_one(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
+    executor = executor_of(darkroom, "Told", started)
+    executor.announce(job_of(darkroom))  # nobody is there to hear it
+    said = []
+    for event in executor.run(job_of(darkroom)):
+        if isinstance(event, Ending):
+            executor.announce(job_of(darkroom, prompt="a blue square"))
+        if isinstance(event, Warned):
+            said.append((event.code, event.message))
+    assert said == [("next", "a blue square")]
 
 
 def test_a_dead_engine_is_told_with_its_signal_and_last_words(

@@ -246,7 +246,7 @@ def test_a_job_that_goes_on_during_a_pause_is_made_alone(darkroom: Darkroom) -> 
     ticket = None
     while ticket is None:
         loop.tick()
-        ticket = loop._next_ticket()
+        ticket = loop.turns.next()
     (darkroom.root / PAUSE).touch()
     loop._work_on(ticket)
     loop.step()

@@ -381,10 +381,10 @@ def test_a_long_list_is_split_in_slices_and_the_daemon_looks_around(darkroom: Da
     loop = darkroom.loop(clock=lambda: next(readings))  # however quick the machine is, a slice ends after 50 readings
     loop.spool.open()
     loop.startup()
-    assert loop._next_ticket() is None
+    assert loop.turns.next() is None
     begin, slices = time.process_time(), 0
     while not (darkroom.done / "night" / "list").exists():
-        slices += bool(loop._lists)
+        slices += bool(loop.turns.lists)
         loop.tick()
         time.sleep(0.01)
     seconds = time.process_time() - begin

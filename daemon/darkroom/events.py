@@ -45,6 +45,11 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """The job is all but done: what is left are a few steps at most, and its last pictures' decoding and saving."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """A finished picture, encoded, its recipe inside."""
 
@@ -91,4 +96,4 @@ class Finished:
     seconds: Mapping[str, float]
 
 
-Event = Alive | Loaded | Step | Preview | Picture | Fallback | Warned | Finished
+Event = Alive | Loaded | Step | Preview | Ending | Picture | Fallback | Warned | Finished

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.errors import ConfigError, DeviceGone, Stopped, StorageTrouble
+from darkroom.errors import ConfigError, Stopped
 from darkroom.executors import Executor, make_executor
 from darkroom.foresight import Foresight
 from darkroom.health import Health
@@ -22,16 +21,11 @@ from darkroom.publishing import Viewer
 from darkroom.reading import Reader
 from darkroom.reload import needs_another_engine, settled
 from darkroom.retention import Housekeeping
-from darkroom.spool import Arrival, Spool, Ticket, Verdict
+from darkroom.spool import Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
 from darkroom.trouble import TROUBLE, Trouble
+from darkroom.turns import Turns
 from darkroom.work import Work
-
-REFUSE_BUDGET_S = 0.02
-"""How long one tick may look at new files."""
-
-SPLIT_SLICE_S = 0.05
-"""How long one tick may write jobs out of a list."""
 
 LONGEST_SLEEP_S = 1.0
 TROUBLE_SLEEP_S = 0.5
@@ -74,6 +68,7 @@ class Loop:
             viewer=self.onlookers.audience,
             look_around=self._look_around,
             meanwhile=self._meanwhile,
+            ahead=self._ahead,
             insist=self.trouble.insist,
             clock=self.clock,
         )
@@ -85,11 +80,21 @@ class Loop:
             rescan_s=0.0,
             clock=self.clock,
         )
+        self.turns = Turns(
+            spool=self.spool,
+            intake=self.intake,
+            guard=self.guard,
+            trouble=self.trouble,
+            health=self.health,
+            work=self.work,
+            logger=self.logger,
+            publish=self._publish,
+            rest=self._rest_from_work,
+            report_published=self._report_published,
+            report_left=self._report_left,
+            clock=self.clock,
+        )
         self._configure(self.config, reader)
-        self._claimed: deque[Ticket] = deque()
-        self._lists: deque[Iterator[None]] = deque()
-        """Lists that are being split, the first of them now."""
-        self._recovered = False
 
     def _configure(self, config: Config, reader: Reader) -> None:
         """What may change while the daemon runs, but for the engine."""
@@ -164,12 +169,12 @@ class Loop:
         if self.work.ended is None:
             self.tick()
             busy = self._keep_house()
-        ticket = self._next_ticket()
+        ticket = self.turns.next()
         if ticket is not None:
             self._work_on(ticket)
         elif self.work.ended is not None:
             self._publish()
-        elif self.once and not busy and self._nothing_left():
+        elif self.once and not busy and self.turns.nothing_left():
             return False
         elif not busy:
             self._sleep()
@@ -179,6 +184,7 @@ class Loop:
         """End the engine, let go of the spool."""
         self.notifier.stopping()
         self._turn("stopping")
+        self.work.unprepare()
         self.executor.close()
         self.guard.stop()
         self.onlookers.finish()
@@ -200,13 +206,10 @@ class Loop:
                 self.guard.unreadable(error)
             if self.intake.unannounced:
                 self._watch_anew()
-        news = self.intake.has_news or self._lists
-        if news and self._recovered and not self.trouble.waits() and not self.spool.paused():
+        news = self.intake.has_news or self.turns.lists
+        if news and self.turns.recovered and not self.trouble.waits() and not self.spool.paused():
             try:
-                for arrival in self.intake.refused(REFUSE_BUDGET_S):
-                    self._refuse(arrival)
-                if self._lists:
-                    self._go_on_splitting()
+                self.turns.refuse()
             except TROUBLE as trouble:
                 self.trouble.pause(trouble)
         self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
@@ -223,15 +226,6 @@ class Loop:
         margin_s = (self.notifier.watchdog_s or 0.0) / 2
         if self.work.silent_s() <= max(stall_s / 2, stall_s - margin_s):
             self.notifier.watchdog()
-
-    def _go_on_splitting(self) -> None:
-        """A slice of making a list into jobs."""
-        end = self.clock() + SPLIT_SLICE_S
-        for _ in self._lists[0]:
-            if self.clock() >= end:
-                return
-        self._lists.popleft()
-        self.intake.hint()
 
     def _watch_anew(self) -> None:
         missed, self.intake.unannounced = self.intake.unannounced, 0
@@ -256,6 +250,7 @@ class Loop:
             self.logger.error("config.refused", why=error)
         else:
             another_engine = needs_another_engine(self.config, new)
+            self.work.unprepare()
             self._configure(new, reader)
             self._make_hot_folders()
             if another_engine:
@@ -269,81 +264,23 @@ class Loop:
         self.health.update(config_error=error)
         self.notifier.ready(f"{self.health.report.state}; configuration: {error or 'reloaded'}")
 
-    # Taking
-
-    def _next_ticket(self) -> Ticket | None:
-        """A job that was begun before, else the next one from the inbox; None where there is none to take now."""
-        if self.trouble.waits():
-            return None
-        try:
-            if not self._recovered:
-                self._publish()  # or it would be taken for a job that was cut short
-                self._claimed.extend(self.spool.recover(self._report_published))
-                self._recovered = True
-            ticket = self._claimed.popleft() if self._claimed else self._claim_next()
-        except TROUBLE as trouble:
-            self.trouble.pause(trouble)
-            return None
-        self.trouble.over()
-        return ticket
-
-    def _claim_next(self) -> Ticket | None:
-        if self.spool.paused():
-            self._rest_from_work("paused", self.spool.why_paused())
-            return None
-        if self.guard.trouble is not None:
-            self._rest_from_work("paused", self.guard.trouble, trouble=True)
-            return None
-        if self._lists:
-            return None  # what waits may have come after it
-        free, floor = self.spool.free_bytes(), self.config.limits.min_free_bytes
-        self.health.report.free_bytes = free
-        if free < floor:
-            self._publish()
-            why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
-            raise StorageTrouble(f"{self.spool.root}: {why}")
-        arrival = self.intake.take(self.work.loaded)
-        self.health.update(waiting=self.intake.waiting)
-        if arrival is None:
-            self._rest_from_work("idle")
-            return None
-        return self._claim(arrival)
+    # Working
 
     def _rest_from_work(self, state: HealthState, why: str | None = None, *, trouble: bool = False) -> None:
         """Not before what has ended is published."""
         self._publish()
         self._turn(state, why, trouble=trouble)
 
-    def _claim(self, arrival: Arrival) -> Ticket | None:
-        try:
-            return self.spool.claim(arrival)
-        except OSError as error:
-            self._report_left(arrival.name, f"it cannot be moved out of the inbox: {error.strerror}")
-            return None
-
-    def _judge(self, name: str, data: bytes | None) -> Needs:
-        return self.work.reader.judge(name, data)
-
-    def _refuse(self, arrival: Arrival) -> None:
-        """Claim a file that can never be a job, and say why; or a list, and begin to split it. Neither waits."""
-        ticket = self._claim(arrival)
-        if ticket is None or self.work.refuse(ticket) or not self._recovered:
-            return  # filed; or to be recovered with all else that lies in working/
-        splitting = self.work.split(ticket)
-        if splitting is not None:
-            self._lists.append(splitting)
-        else:
-            self._claimed.append(ticket)  # it was mended in the last moment
-
     def _report_published(self, path: Path, verdict: Verdict) -> None:
         """An earlier daemon had written the verdict and did not live to publish it."""
         self.logger.info("job.published", id=verdict.result.id, path=str(path))
         self.onlookers.published(verdict, path)
 
+    def _judge(self, name: str, data: bytes | None) -> Needs:
+        return self.work.reader.judge(name, data)
+
     def _report_left(self, name: str, why: str) -> None:
         self.logger.warning("inbox.left", name=name, why=why)
-
-    # Working
 
     def _work_on(self, ticket: Ticket) -> None:
         self.health.update(job=ticket.id)
@@ -352,17 +289,11 @@ class Loop:
             self.work.do(ticket)
             self.trouble.over(device=True)
         except TROUBLE as trouble:
-            self._put_back(ticket, trouble)
+            self.turns.put_back(ticket, trouble)
         except Stopped:
             pass  # it lies in working/ and goes on later
         finally:
             self.health.update(job=None)
-
-    def _put_back(self, ticket: Ticket, trouble: StorageTrouble | DeviceGone | OSError) -> None:
-        if ticket.folder.exists():
-            self.trouble.pause(trouble)
-        else:
-            self.logger.warning("job.vanished", id=ticket.id, why="somebody removed its folder from working/")
 
     def _publish(self) -> None:
         """The job that has ended, if it is not published yet."""
@@ -372,7 +303,7 @@ class Loop:
         try:
             self.work.publish()
         except TROUBLE as trouble:
-            self._put_back(record.ticket, trouble)
+            self.turns.put_back(record.ticket, trouble)
         except Stopped:
             pass  # it lies in working/ and is published later
 
@@ -380,6 +311,11 @@ class Loop:
         """While the engine is at a job, what waited for that."""
         self._publish()
         self._keep_house()
+
+    def _ahead(self) -> None:
+        """While the engine ends a job, the next one is made ready."""
+        if not (self.stopping or self._reload_wanted):
+            self.turns.ahead()
 
     def _keep_house(self) -> bool:
         """Whether there is more of it to do now."""
@@ -399,36 +335,13 @@ class Loop:
     def _sleep(self) -> None:
         if self.trouble.why or self.guard.trouble or self.spool.paused():
             self.waker.wait(min(TROUBLE_SLEEP_S, self.trouble.pause_s or TROUBLE_SLEEP_S))
-        elif not self._lists:
+        elif not self.turns.lists:
             self.waker.wait(min(self.intake.wait_s(), self.onlookers.wait_s(), LONGEST_SLEEP_S))
-
-    def _nothing_left(self) -> bool:
-        """Looked at afresh, since a notification may be under way."""
-        if (
-            self._claimed
-            or self._lists
-            or not self._recovered
-            or self.trouble.why
-            or self.guard.trouble
-            or self.spool.paused()
-        ):
-            return False
-        if self.intake.idle:
-            try:
-                self.intake.look_afresh()
-            except OSError as error:
-                self.guard.unreadable(error)
-                return False
-        return self.intake.idle and not self._claimed and not self._lists
 
     # Trouble with the machine
 
     def _paused(self, why: str) -> None:
-        """What was claimed, and what was about to be, is found again on the disk: the truth."""
-        self._claimed.clear()
-        self._lists.clear()
-        self._recovered = False
-        self.intake.start_over()
+        self.turns.start_over()
         self._turn("paused", why, trouble=True)
 
     def _rest(self, seconds: float) -> None:

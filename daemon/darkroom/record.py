@@ -44,6 +44,8 @@ class Record:
     """Which model it found ready, in this attempt."""
     grid: str | None = None
     """The file of all pictures of a matrix."""
+    attempt: int | None = None
+    """The one that is on record already, though the engine is not woken yet."""
     claimed: dict[str, Any] | None = None
     """What the daemon's log is to say of it when its turn comes."""
     late: list[Event] = field(default_factory=list)
@@ -64,6 +66,11 @@ class Record:
     def is_last(self, event: Event) -> bool:
         """Whether it is the only picture that is missing."""
         return isinstance(event, Picture) and len(self.pictures.keys() | {event.index}) == self.job.total
+
+    def ends(self) -> bool:
+        """Whether the cell under way is the last with pictures that are missing."""
+        own = range(self.cell * self.job.count, (self.cell + 1) * self.job.count)
+        return all(index in self.pictures or index in own for index in range(self.job.total))
 
     def in_order(self) -> list[PictureRecord]:
         """The pictures that are made, by their numbers."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import strict_json
 from darkroom.cells import run_cell
-from darkroom.collect import collect, images_of
+from darkroom.collect import images_of
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -23,24 +22,24 @@ from darkroom.errors import (
     EngineDied,
     EngineKilled,
     EngineStalled,
-    InvalidRequest,
     JobError,
     OutOfMemory,
     RenderFailed,
     Stopped,
     StorageTrouble,
 )
-from darkroom.events import Alive, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
+from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Picture, Preview, Step, Warned
 from darkroom.executors import Executor
 from darkroom.foresight import Foresight
 from darkroom.health import Health
-from darkroom.job import JobList, Request, placed, running_order
+from darkroom.job import JobList, Request, running_order
+from darkroom.opening import known, resolve
 from darkroom.page import Page
 from darkroom.publishing import Insist, Publisher, Viewer
 from darkroom.reading import Reader
 from darkroom.record import Record
 from darkroom.sheets import JobSheet
-from darkroom.spool import Spool, State, Ticket
+from darkroom.spool import Spool, Ticket, timestamp
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
@@ -63,14 +62,18 @@ class Work:
     look_around: Callable[[], None]
     meanwhile: Callable[[], None]
     """Called as soon as the engine has a job, or will not get it; is to ``publish``. Raises nothing that is a job's."""
+    ahead: Callable[[], None]
+    """Called as the engine is all but done with a job; is to ``prepare`` the next. Raises nothing that is a job's."""
     insist: Insist
     clock: Callable[[], float] = time.monotonic
     foresight: Foresight | None = None
     """Where jobs that wait may be made along with the one that runs."""
+    prepared: Record | None = None
+    """The job to come, claimed while the one before it ends."""
     ended: Record | None = None
     """The job before, of which all is known, and of which nobody was told yet."""
     foreign: Exception | None = None
-    """What went wrong in publishing: not the fault of the job that runs meanwhile."""
+    """What went wrong in publishing or claiming: not the fault of the job that runs meanwhile."""
     looked_around_at: float = float("-inf")
     loaded: str | None = None
     """The model that the engine last worked with."""
@@ -125,7 +128,7 @@ class Work:
     def do(self, ticket: Ticket) -> None:
         """From claimed to ``ended``. Raises Stopped, StorageTrouble: the job lies in ``working/`` and goes on later."""
         try:
-            self._do(self._record(ticket))
+            self._do(self._taken_up(ticket))
         except Stopped:
             self._say("job.interrupted", ticket)
             raise
@@ -133,9 +136,18 @@ class Work:
             self.heard_at = None
             _write_log(ticket)
 
+    def _taken_up(self, ticket: Ticket) -> Record:
+        """What is known of a job whose turn has come."""
+        record = self.prepared
+        if record is None or record.ticket is not ticket:
+            return self._record(ticket)
+        self.prepared = None
+        record.started_at = timestamp()
+        return record
+
     def _do(self, record: Record) -> None:
-        try:
-            if record.state is None:
+        with self._blamed(record):
+            if record.state is None and record.error is None:
                 found = self._request(record)
                 if isinstance(found, JobList):
                     self.meanwhile()
@@ -143,7 +155,19 @@ class Work:
                         self._look_around_at_times()
                     return
                 self._resolve(record)
-            self._render(record)
+            if record.error is None:
+                if record.ticket.cancel_wanted():
+                    raise Cancelled("The job was cancelled before its turn")
+                self._render(record)
+        if self.ended is not None:
+            self.meanwhile()
+        self.ended = record
+
+    @contextmanager
+    def _blamed(self, record: Record) -> Iterator[None]:
+        """What the job is at fault for is kept as its ``error``; all else is raised."""
+        try:
+            yield
         except (JobError, EngineDied, EngineStalled) as caught:
             record.error = caught
         except DarkroomError:
@@ -153,9 +177,26 @@ class Work:
                 raise  # not this job's; or the disk's, not ours
             message = f"darkroom itself failed on this job: {type(bug).__name__}: {bug}; please report it"
             record.error = RenderFailed(message, trace=traceback.format_exc())
-        if self.ended is not None:
-            self.meanwhile()
-        self.ended = record
+
+    def prepare(self, ticket: Ticket) -> None:
+        """All that comes before the engine, of the job whose turn is next. Raises OSError, StorageTrouble."""
+        self.prepared = record = self._record(ticket)
+        with self._blamed(record):
+            if isinstance(self._request(record), JobList):
+                return
+            self._resolve(record)
+            record.attempt = ticket.begin_attempt()
+            self.executor.announce(record.job.at(running_order(record.job)[0]))
+
+    def unprepare(self) -> None:
+        """The job to come has been claimed, and no more than that."""
+        record = self.prepared
+        if record is None:
+            return
+        if record.attempt is not None:
+            with suppress(OSError, StorageTrouble):
+                record.ticket.forget_attempt(record.attempt)
+        self.prepared = Record(record.ticket, record.request)
 
     def publish(self) -> None:
         """What has ``ended``. Raises Stopped, StorageTrouble: it lies in ``working/`` and is published later."""
@@ -189,39 +230,15 @@ class Work:
         self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
-        """What is known of a job so far, from its folder."""
-        try:
-            request = self.spool.read_request(ticket)
-        except OSError as error:
-            # Claimed, yet unreadable: somebody replaced it in the last moment. An empty request says the rest.
-            self._say("job.unreadable", ticket, why=str(error))
-            request = b""
-        record = Record(ticket, request, ticket.state())
-        if record.state is not None:
-            record.started_at = record.state.started_at
-            for index, path in ticket.pictures().items():
-                if not record.found(index, path):
-                    self._say("picture.damaged", ticket, level="warning", file=path.name)
-        return record
+        return known(ticket, self.spool, self._say)
 
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
-        ticket = record.ticket
-        try:
-            request = self._request(record)
-            assert isinstance(request, Request)
-            if self.foresight is not None:
-                request = self.foresight.seeded(ticket, request)
-            found = collect(ticket, request, self.spool)
-            found.refuse()
-            job = self.reader.resolve(request, ticket.id, found.given)
-        except InvalidRequest as error:
-            raise placed(error, record.request or b"") from None
-        record.state = State(job=job, started_at=record.started_at)
-        ticket.save_state(record.state)
-        said = {"prompt": strict_json.shown(job.prompt)} if self.config.log.prompts else {}
-        record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
-        ticket.log("job.claimed", record.claimed)
+        request = self._request(record)
+        assert isinstance(request, Request)
+        if self.foresight is not None:
+            request = self.foresight.seeded(record.ticket, request)
+        resolve(record, request, self.reader, self.spool, tells_prompts=self.config.log.prompts)
 
     def _render(self, record: Record) -> None:
         """Have the missing pictures made; an engine that dies is tried again. Raises as ``do``, and JobError."""
@@ -231,7 +248,7 @@ class Work:
             record.sheet = JobSheet(ticket, state.job.total, self.logger)
         while record.missing():
             self._refuse_repeat_offender(ticket)
-            number = ticket.begin_attempt()
+            number, record.attempt = record.attempt or ticket.begin_attempt(), None
             _write_log(ticket)
             try:
                 self._run(record)
@@ -278,6 +295,8 @@ class Work:
                         if not begun:
                             begun = True
                             self._begun(record)
+                        if isinstance(event, Ending) and record.ends():
+                            self._prepare_next()
                         if record.late or record.is_last(event):
                             record.late.append(event)
                         else:
@@ -300,6 +319,13 @@ class Work:
         if self.viewer:
             self.viewer.claimed(ticket, record.job)
         self.heard_at = self.clock()
+
+    def _prepare_next(self) -> None:
+        try:
+            self.ahead()
+        except Exception as bug:
+            self.foreign = bug
+            raise
 
     def _catch_up(self, record: Record) -> None:
         """Take what came with the last picture."""

@@ -48,6 +48,9 @@ class NoEngine:
     def expect(self, jobs: Sequence[Job]) -> None:
         """Nothing is made."""
 
+    def announce(self, job: Job) -> None:
+        """Nothing is made ready."""
+
     def start(self) -> None:
         """Nothing need be started."""
 

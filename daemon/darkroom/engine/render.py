@@ -62,10 +62,15 @@ class Engine:
         self._rendering: Rendering | None = None
         self._ahead = Ahead()
         self._expected: tuple[Job, ...] = ()
+        self._announced: Job | None = None
 
     def expect(self, jobs: tuple[Job, ...]) -> None:
         """These are likely to come after the job that is rendered next, in whose passes they may be denoised."""
         self._expected = jobs
+
+    def announce(self, job: Job) -> None:
+        """The one after the job that is rendered: its texts may be read as that one ends."""
+        self._announced = job
 
     def render(self, job: Job, skip: frozenset[int], stopping: Stopping, images: Images = NO_IMAGES) -> Iterator[Event]:
         """The pictures of ``job`` whose index is not in ``skip``, each as soon as it is made, then Finished.
@@ -89,6 +94,7 @@ class Engine:
         finally:
             self._rendering = None
             self._expected = ()
+            self._announced = None
             self._bound.lift()
             if self._adapted is not None:
                 self._adapted.adapt(None)
@@ -215,6 +221,7 @@ class Engine:
             graphs=self._graphs,
             ahead=self._ahead,
             expected=self._expected if death is None else (),
+            announced=lambda: self._announced,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)

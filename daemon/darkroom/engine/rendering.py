@@ -6,11 +6,10 @@ of diffusers' pipeline cannot, and it computes the same.
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,10 @@ from darkroom.engine import device as devices
 from darkroom.engine.ahead import Ahead, Companions, Shot
 from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
 from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
-from darkroom.engine.fitting import Fitting
 from darkroom.engine.graphs import Graphs, Replays
 from darkroom.engine.learned import Learned
-from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
+from darkroom.engine.planned import Planned
 from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
@@ -34,8 +32,8 @@ from darkroom.engine.safety import censored
 from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
 from darkroom.engine.saving import Saving
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import OutOfMemory, RenderFailed, Stopped, first_line
-from darkroom.events import Event, Fallback, Finished, Picture, Preview, Step, Warned
+from darkroom.errors import RenderFailed, Stopped, first_line
+from darkroom.events import Ending, Event, Finished, Picture, Preview, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import final_size, is_guided_in, passes
 
@@ -44,12 +42,15 @@ if TYPE_CHECKING:
 
 Stopping = Callable[[], bool]
 
+ENDING_S = 0.25
+"""A job is said to end when its last pictures are denoised, or will be in so many seconds."""
+
 LARGE = 256
 """Pictures of more pixels a side are handed out with a thumbnail."""
 
 
-class Rendering:
-    """One job under way: what is missing still, and the plan by which it is made."""
+class Rendering(Planned):
+    """One job under way: what is missing still, and what of it is half made."""
 
     def __init__(
         self,
@@ -71,23 +72,29 @@ class Rendering:
         graphs: Graphs | None = None,
         ahead: Ahead | None = None,
         expected: Sequence[Job] = (),
+        announced: Callable[[], Job | None] = lambda: None,
     ) -> None:
-        self.pipeline = pipeline
-        self.job = job
+        # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
+        # one, where a picture must be the same to the bit whichever others are made with it or were made before.
+        batch = 1 if pipeline.device.type == "cpu" else min(max_batch, max(len(missing), 1))
+        super().__init__(
+            pipeline,
+            job,
+            description,
+            batch=batch,
+            learned=learned,
+            under_way=under_way,
+            draw_bound=draw_bound,
+            save_memory=save_memory,
+        )
         self.images = images
         self.missing = missing
-        self.description = description
         self.stopping = stopping
-        self.under_way = under_way
-        self.draw_bound = draw_bound
-        self.save_memory = save_memory
         # where somebody looks at what is shown, nothing is shown before
         self.previews = Previews(pipeline, wanted=previews and pipeline.safety == "off")
         self.model_hash = model_hash
         self.saving = Saving(beside=saves_beside)
         self.replays = Replays(graphs)
-        self.phase: Phase = "encode"
-        self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
         self.conditioning: Conditioning | None = None
         self.latents: dict[int, torch.Tensor] = {}
         """Denoised but not decoded yet, by picture: (1, channels, height / 8, width / 8), float32, on the CPU."""
@@ -95,54 +102,30 @@ class Rendering:
         """Of how many pictures the passes were, where another job shared them, by picture."""
         alone = pipeline.inpaints or pipeline.served
         self.companions = Companions(ahead or Ahead(), job, () if alone else expected, max_batch)
+        self.announced = announced
         self.originals: Originals | None = None
         self.drafts: dict[int, Image] = {}
         """What the first of two passes made, by picture."""
         self.begins: dict[tuple[int, int], Encoded] = {}
         """The job's own picture and mask in latents, by width and height."""
+        self.ends = False
+        """Whether it was said that it does."""
         self.helped = self.told = False
         """Whether the VAE needed float32, and whether that was said."""
-        device = pipeline.device
-        # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
-        # one, where a picture must be the same to the bit whichever others are made with it or were made before.
-        batch = 1 if device.type == "cpu" else min(max_batch, max(len(missing), 1))
-        slices = pipeline.slices_attention and devices.slices_attention(device)
-        last = passes(job)[-1]
-        self.fitting = Fitting(
-            full=MemoryPlan(
-                batch=batch,
-                width=last.width,
-                height=last.height,
-                steps=job.num_inference_steps,
-                smallest_side=_ceiled(
-                    max(64, pipeline.native_side // 2 // pipeline.grain * pipeline.grain) * _scale(job)
-                ),
-            ),
-            ladder=Ladder(
-                job.on_oom, slices_attention=slices, streams_layers=device.type == "cuda", grain=pipeline.grain
-            ),
-            need=pipeline.need(guided=is_guided(pipeline, job), slices_attention=slices),
-            room=self._room,
-            learned=learned,
-            key=f"{description}; {devices.driver(device)}; {job.model} {last.width}×{last.height} ×{batch}",
-        )
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """How the pictures are made now."""
-        return self.fitting.plan
 
     def begin(self, death: Death | None, unloaded: str | None) -> Iterator[Event]:
         """Choose the first plan, and say where it is below the full one."""
-        self._check_size()
-        used = devices.memory_used(self.pipeline.device)
-        for rung, because in self.fitting.begin(death, unloaded):
-            yield self._fallen(rung, because, used)
+        yield from self.choose(death, unloaded)
         for index in self.missing:
             made = self.companions.ahead.take(self.job, index)
             if made is not None:
                 self.latents[index], self.shared[index] = made.latents, made.batch
                 self.originals = Originals(self.job, {})  # it begins with none
+
+    def start_over(self) -> None:
+        """As ``Planned.start_over``."""
+        for made in (self.latents, self.drafts, self.begins, self.shared):
+            made.clear()
 
     def run(self) -> Iterator[Event]:
         """Go on until nothing is missing. Raises OutOfMemory when no smaller plan is left."""
@@ -179,6 +162,7 @@ class Rendering:
                 yield from self._told()
         if undone := [index for index in batch if index not in self.latents]:
             yield from self._denoise(undone, len(passes(self.job)) - 1)
+        yield from self._ending(batch)
         yield from self._saved(wait=True)  # no more than a batch is on its way
         for index, image in self._decode(batch):
             shown = yield from self._censored(index, image)
@@ -186,7 +170,15 @@ class Rendering:
             yield from self._told()
             yield from self._saved()
         if all(index in self.saving for index in self.missing):
+            self._read_ahead()
             yield from self._saved(wait=True)
+
+    def _ending(self, batch: list[int], seconds_left: float = 0.0) -> Iterator[Ending]:
+        """Said once, a moment before the device is done with the last batch."""
+        last = all(index in batch or index in self.saving for index in self.missing)
+        if last and not self.ends and seconds_left <= ENDING_S:
+            self.ends = True
+            yield Ending()
 
     def _saved(self, *, wait: bool = False) -> Iterator[Event]:
         """The pictures whose files are made, which are missing no more."""
@@ -206,6 +198,18 @@ class Rendering:
             with self._timed("encode"), self._at_work("encode", *names):
                 self.conditioning = read(pipeline, self.job, guided=guided)
         yield from self.conditioning.warnings
+
+    def _read_ahead(self) -> None:
+        """The texts of the job that comes next, while the last files are made and where memory is plenty."""
+        job, pipeline = self.announced(), self.pipeline
+        if job is None or job.model != self.job.model or job.all_loras() or pipeline.adapts_texts:
+            return
+        guided, names = is_guided(pipeline, job), pipeline.text_encoder_names
+        if self.plan != self.fitting.full or not all(name in pipeline.loaded for name in names):
+            return
+        with suppress(Exception), pipeline.at_work(self.plan, *names):  # its own turn is to say what is wrong
+            if recall(pipeline, job, guided=guided) is None:
+                read(pipeline, job, guided=guided)
 
     def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
         """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""
@@ -247,6 +251,7 @@ class Rendering:
                 )
                 for which in set(guided)
             }
+            begun = time.monotonic()
             for done, timestep in enumerate(timesteps, 1):
                 stop_if(self.stopping)
                 with self._timed("denoise"):
@@ -258,6 +263,8 @@ class Rendering:
                 yield from self._saved()
                 # samplers of the second order look twice in most of their steps
                 yield Step(batch[0], len(batch), before - (-done * this.taken // len(timesteps)), steps)
+                if number == len(all_passes) - 1:
+                    yield from self._ending(batch, (time.monotonic() - begun) / done * (len(timesteps) - done))
                 if (preview := self.previews.due(scheduler, done, len(timesteps))) is not None:
                     yield Preview(batch[0], len(batch), preview)
             with self._timed("denoise"):
@@ -376,87 +383,6 @@ class Rendering:
                 f"The VAE's numbers ran out of range in {name}, so it was used in float32; "
                 'a VAE made for it ([models.NAME] vae) or [engine] dtype = "bfloat16" saves the second try',
             )
-
-    def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
-        """Take the next smaller plan. Raises OutOfMemory where there is none."""
-        tried = self.plan
-        self.pipeline.readings.clear()
-        rung = self.fitting.step_down(self.phase)
-        if rung is None:
-            helps = "; ".join(
-                ["ask for a smaller picture, or free memory that other programs hold", *self.fitting.remedies()]
-            )
-            raise OutOfMemory(
-                f"Not even {tried} fits into the memory of {self.description}: {helps}. ({because})", trace=trace
-            )
-        return self._fallen(rung, because, used)
-
-    def _fallen(self, rung: Rung, because: str, used: int | None) -> Fallback:
-        """Make it so, and say so."""
-        pipeline, plan = self.pipeline, self.plan
-        self.save_memory()
-        changes = self._changes(rung)
-        if changes:
-            self.job = self.job.model_copy(update=changes)
-            for made in (self.latents, self.drafts, self.begins, self.shared):
-                made.clear()
-        if plan.weights != "resident":
-            pipeline.let_go()
-        elif plan.texts == "dropped":
-            pipeline.let_go(*pipeline.text_encoder_names)
-        devices.free_memory(pipeline.device)
-        self.draw_bound(0)  # what others gave back meanwhile may be taken
-        after = devices.memory_used(pipeline.device)
-        return Fallback(rung.name, because, rung.lossless, changes, used, after)
-
-    def _changes(self, rung: Rung) -> dict[str, int]:
-        """What a rung changes of the job. A plan's size is that of the last pass, a job's that of the first."""
-        scale = _scale(self.job)
-        return {
-            key: value if scale == 1 or key == "num_inference_steps" else int(value / scale) // GRAIN * GRAIN
-            for key, value in rung.changes.items()
-        }
-
-    def _room(self) -> int | None:
-        """Bytes that this model and this job may have together."""
-        return devices.memory_free(self.pipeline.device, **self.pipeline.held())
-
-    def _check_size(self) -> None:
-        grain = self.pipeline.grain
-        if self.job.width % grain or self.job.height % grain:
-            raise RenderFailed(
-                f"{self.job.width} × {self.job.height} is no size for this model: width and height must be multiples "
-                f"of {grain}"
-            )
-
-    @contextmanager
-    def _at_work(self, phase: Phase, *parts: str) -> Iterator[None]:
-        """A phase begins, and its parts are on the device; away again afterwards if the plan says so."""
-        self.phase = phase
-        self.under_way.at(self.plan, phase)
-        pipeline = self.pipeline
-        absent = [name for name in parts if name not in pipeline.loaded]
-        if absent:
-            self.draw_bound(sum(pipeline.sizes.get(name, 0) for name in absent))
-        with pipeline.at_work(self.plan, *parts):
-            yield
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.monotonic() - begin
-
-
-def _scale(job: Job) -> float:
-    """How many times larger the last pass is than the first."""
-    return job.hires.scale if job.hires is not None else 1.0
-
-
-def _ceiled(side: float) -> int:
-    return math.ceil(side / GRAIN) * GRAIN
 
 
 def stop_if(stopping: Stopping) -> None:

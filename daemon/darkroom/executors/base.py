@@ -27,6 +27,13 @@ class Engine(Protocol):
         """These are likely to come after the job that is rendered next, and may be made along with it, unseen."""
         ...
 
+    def announce(self, job: Job) -> None:
+        """This one is to come next, as far as is known: what it needs may be made ready while nothing else is to do.
+
+        Called from another thread while a job is rendered.
+        """
+        ...
+
     def prepare(self, stopping: Callable[[], bool]) -> None:
         """Load what the first job is likely to need, while none is there; ends early where ``stopping()``.
 
@@ -53,6 +60,10 @@ class Executor(Protocol):
 
     def expect(self, jobs: Sequence[Job]) -> None:
         """As ``Engine.expect``, of the job that is run next. They are nothing but a hint."""
+        ...
+
+    def announce(self, job: Job) -> None:
+        """As ``Engine.announce``. Raises nothing, and whatever else is run next."""
         ...
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from darkroom.config import Config
 from darkroom.errors import Stopped
-from darkroom.events import Event, Finished, Loaded, Picture, Step
+from darkroom.events import Ending, Event, Finished, Loaded, Picture, Step
 from darkroom.executors.base import perform
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import final_size, passes
@@ -33,15 +33,16 @@ class FakeEngine:
 
         yield Loaded(job.model, 0.0, "fake", {"python": platform.python_version()})
         begin, size, steps = time.monotonic(), final_size(job), sum(one.taken for one in passes(job))
-        for index in range(job.count):
-            if index in skip:
-                continue
+        missing = [index for index in range(job.count) if index not in skip]
+        for index in missing:
             for step in range(steps):
                 if stopping():
                     raise Stopped("stopped")
                 if self.step_s:
                     time.sleep(self.step_s)
                 yield Step(index, 1, step + 1, steps)
+            if index == missing[-1]:
+                yield Ending()
             seed = job.seed_of(index)
             red, green, blue = colorsys.hsv_to_rgb((seed * 0.618034) % 1, 0.6, 0.9)
             colour = (int(red * 255), int(green * 255), int(blue * 255))
@@ -52,6 +53,9 @@ class FakeEngine:
 
     def expect(self, jobs: tuple[Job, ...]) -> None:
         """Each is made by itself."""
+
+    def announce(self, job: Job) -> None:
+        """There is nothing to do beforehand."""
 
     def prepare(self, stopping: Callable[[], bool]) -> None:
         """Nothing to load."""
@@ -72,6 +76,9 @@ class FakeExecutor:
 
     def expect(self, jobs: Sequence[Job]) -> None:
         """Each is made by itself."""
+
+    def announce(self, job: Job) -> None:
+        """There is nothing to do beforehand."""
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``."""

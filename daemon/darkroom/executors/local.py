@@ -19,7 +19,7 @@ from darkroom.config import Config
 from darkroom.engine.host import oom_kills
 from darkroom.errors import DarkroomError, EngineDied, EngineKilled, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event, Loaded
-from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
+from darkroom.executors.messages import Ended, Next, Ready, Setup, Stop, Work
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.processes import resident_bytes
 
@@ -66,6 +66,12 @@ class LocalExecutor:
     def expect(self, jobs: Sequence[Job]) -> None:
         """As ``Executor.expect``."""
         self._expected = tuple(jobs)
+
+    def announce(self, job: Job) -> None:
+        """As ``Executor.announce``."""
+        if self._child is not None:
+            with contextlib.suppress(MachineError):  # whoever runs a job there will hear of it
+                self._child.send(Next(job))
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""

@@ -1,6 +1,6 @@
 """What daemon and engine process say to each other, besides events.
 
-In: ``Setup`` first, then ``Work`` and ``Stop``. Out: ``Ready``, events, and after each job ``Ended``.
+In: ``Setup`` first, then ``Work``, ``Next`` and ``Stop``. Out: ``Ready``, events, and after each job ``Ended``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ class Work:
     images: Images
     expected: tuple[Job, ...] = ()
     """What is likely to come next."""
+
+
+@dataclass(frozen=True)
+class Next:
+    """Which job will be asked for after the one that runs, as far as is known."""
+
+    job: Job
 
 
 @dataclass(frozen=True)

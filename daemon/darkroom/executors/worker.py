@@ -20,14 +20,15 @@ from typing import Any
 
 from darkroom.errors import DarkroomError, RenderFailed
 from darkroom.executors.base import Engine, perform
-from darkroom.executors.messages import Ended, Ready, Setup, Stop, Work
+from darkroom.executors.messages import Ended, Next, Ready, Setup, Stop, Work
 
 
 class Worker:
     """Takes work from the pipe and gives events back."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, engine: Engine) -> None:
         self.pipe = pipe
+        self.engine = engine
         self.work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self.stop = threading.Event()
 
@@ -42,36 +43,38 @@ class Worker:
                 case Work():
                     self.stop.clear()
                     self.work.put(message)
+                case Next(job):
+                    self.engine.announce(job)
                 case Stop():
                     self.stop.set()
 
-    def run(self, engine: Engine, idle_unload_s: float, preload: bool) -> None:
+    def run(self, idle_unload_s: float, preload: bool) -> None:
         """One job after the other, for ever; after so many seconds without one the engine gives its memory back."""
         self.pipe.send(Ready())
         if preload:
-            self._prepare(engine)
+            self._prepare()
         while True:
             try:
                 work = self.work.get(timeout=idle_unload_s or None)
             except queue.Empty:
-                engine.close()
+                self.engine.close()
                 work = self.work.get()
-            self.pipe.send(Ended(self._perform(engine, work)))
+            self.pipe.send(Ended(self._perform(work)))
 
-    def _prepare(self, engine: Engine) -> None:
+    def _prepare(self) -> None:
         """Until the first job comes. What goes wrong goes wrong for that job once more, which can say so."""
         prepared = False
         with contextlib.suppress(Exception):
-            engine.prepare(lambda: not self.work.empty())
+            self.engine.prepare(lambda: not self.work.empty())
             prepared = True
         if not prepared:  # and the exception is gone, with what its traceback held
-            engine.close()
+            self.engine.close()
 
-    def _perform(self, engine: Engine, work: Work) -> DarkroomError | None:
+    def _perform(self, work: Work) -> DarkroomError | None:
         try:
             if work.expected:
-                engine.expect(work.expected)
-            for event in perform(engine, work.job, work.skip, self.stop.is_set, work.images):
+                self.engine.expect(work.expected)
+            for event in perform(self.engine, work.job, work.skip, self.stop.is_set, work.images):
                 self._send(event)
         except DarkroomError as error:
             return error
@@ -121,9 +124,9 @@ def main() -> None:
         return
     gc.freeze()  # what was imported stays: to look through it each time that memory is freed took 0.3 s
     preload = setup.config.engine.preload and not pipe.poll()  # a job that waits is not to wait longer
-    worker = Worker(pipe)
+    worker = Worker(pipe, engine)
     threading.Thread(target=worker.listen, name="listen", daemon=True).start()
-    worker.run(engine, setup.config.engine.idle_unload_s, preload)
+    worker.run(setup.config.engine.idle_unload_s, preload)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""A claimed job before the engine is woken: what its folder says of it, and its request with every gap filled."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from darkroom import strict_json
+from darkroom.collect import collect
+from darkroom.errors import InvalidRequest
+from darkroom.job import Request, placed
+from darkroom.reading import Reader
+from darkroom.record import Record
+from darkroom.spool import Spool, State, Ticket
+
+
+class Say(Protocol):
+    """Logs an event of a job."""
+
+    def __call__(self, event: str, ticket: Ticket, *, level: str = "info", **fields: str) -> None:
+        """With its fields."""
+
+
+def known(ticket: Ticket, spool: Spool, say: Say) -> Record:
+    """What is known of a job so far, from its folder. Raises StorageTrouble."""
+    try:
+        request = spool.read_request(ticket)
+    except OSError as error:
+        # Claimed, yet unreadable: somebody replaced it in the last moment. An empty request says the rest.
+        say("job.unreadable", ticket, why=str(error))
+        request = b""
+    record = Record(ticket, request, ticket.state())
+    if record.state is not None:
+        record.started_at = record.state.started_at
+        for index, path in ticket.pictures().items():
+            if not record.found(index, path):
+                say("picture.damaged", ticket, level="warning", file=path.name)
+    return record
+
+
+def resolve(record: Record, request: Request, reader: Reader, spool: Spool, *, tells_prompts: bool) -> None:
+    """Collect its pictures, fill every gap and put the job on record. Raises JobError, OSError, StorageTrouble."""
+    ticket = record.ticket
+    try:
+        found = collect(ticket, request, spool)
+        found.refuse()
+        job = reader.resolve(request, ticket.id, found.given)
+    except InvalidRequest as error:
+        raise placed(error, record.request or b"") from None
+    record.state = State(job=job, started_at=record.started_at)
+    ticket.save_state(record.state)
+    said = {"prompt": strict_json.shown(job.prompt)} if tells_prompts else {}
+    record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
+    ticket.log("job.claimed", record.claimed)
