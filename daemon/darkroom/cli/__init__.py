@@ -17,7 +17,7 @@ import typer
 from darkroom import __version__
 from darkroom.cli.bench import app as bench_commands
 from darkroom.cli.completion import complete_failed, complete_known, complete_unended
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, UsageError, refusal
 from darkroom.visible import visible
 
 app = typer.Typer(
@@ -327,7 +327,7 @@ def models(config: ConfigOption = None, root: RootOption = None, json: JsonOptio
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in [models.NAME] of the config.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in \\[models.NAME] of the config.")],
     config: ConfigOption = None,
     root: RootOption = None,
 ) -> None:
@@ -355,6 +355,11 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(refusal(error))
+        sys.exit(UsageError.exit_code if isinstance(error, PermissionError) else DarkroomError.exit_code)
 
 
 def _complain(message: Any) -> None:

@@ -1,0 +1,131 @@
+"""Where the system refuses: a sentence and an exit code, no traceback, and no waiting for what does not mend itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Darkroom
+from darkroom.errors import StorageTrouble, refusal
+from darkroom.spool import Disk
+from darkroom.trouble import Trouble
+
+WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+"""For root too, modes then mean what they say."""
+
+
+def bound() -> tuple[str, ...]:
+    """What a command begins with that is to be refused what its modes do not allow."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None or subprocess.run([*WITHOUT_PRIVILEGES, "true"], check=False).returncode:
+        pytest.skip("root, who may do anything here, and cannot let go of it")
+    return WITHOUT_PRIVILEGES
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may look into."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0)
+    yield folder
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("arguments", ["run", "status --json", "submit a", "check"])
+def test_a_spool_that_one_may_not_look_into_is_said_and_not_waited_for(arguments: str, closed: Path) -> None:
+    name, *rest = arguments.split()
+    command = [*bound(), sys.executable, "-m", "darkroom", name, "--root", str(closed / "spool"), *rest]
+    environment = os.environ | {"DARKROOM_EXECUTOR__KIND": "fake"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=closed.parent, env=environment)
+    said = done.stdout if arguments == "check" else done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"{closed}/spool" in said
+    assert "Permission denied" in said
+    assert "Errno" not in said
+    assert "Traceback" not in said
+
+
+def test_a_config_is_not_made_where_one_may_not_look(closed: Path) -> None:
+    command = [*bound(), sys.executable, "-m", "darkroom", "init", str(closed / "house")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"darkroom: {closed}/house/config.toml: Permission denied\n"
+
+
+class Refusing(Disk):
+    """Lets nothing into ``done/``, as one whose owner changed does, until ``refuses`` is told otherwise."""
+
+    refuses = True
+
+    def rename(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        if self.refuses and f"{os.sep}done{os.sep}cat" in os.fspath(target):
+            raise PermissionError(13, "Permission denied", os.fspath(source), None, os.fspath(target))
+        super().rename(source, target)
+
+
+def test_done_that_cannot_be_written_is_told_by_its_name_and_waited_out(darkroom: Darkroom) -> None:
+    disk = Refusing()
+    darkroom.drop("cat.json")
+    loop = darkroom.loop(disk=disk, once=True, first_pause_s=0.01)
+    said: list[str | None] = []
+    turn = loop.trouble.paused
+
+    def paused(why: str) -> None:
+        said.append(why)
+        turn(why)
+        disk.refuses = False
+
+    loop.trouble.paused = paused
+    loop.run()
+    assert said == [f"{darkroom.done / 'cat'}: Permission denied"]
+    assert darkroom.names("done") == ["cat"]
+
+
+def test_a_refusal_names_the_place_and_of_a_rename_where_to() -> None:
+    assert refusal(PermissionError(13, "Permission denied", "/srv/a")) == "/srv/a: Permission denied"
+    assert refusal(OSError(18, "Invalid cross-device link", b"/srv/a", None, b"/srv/b\xfc")) == (
+        "/srv/b\udcfc: Invalid cross-device link"
+    )
+    assert refusal(OSError("no more than this")) == "no more than this"
+
+
+def test_what_is_waited_for_is_told_without_numbers() -> None:
+    said: list[str] = []
+    trouble = Trouble(_Silent(), said.append, lambda seconds: None, 1.0)
+    trouble.pause(OSError(5, "Input/output error", "/srv/x"))
+    trouble.pause(StorageTrouble("/srv/y: No space left on device (at write)"))
+    assert said == ["/srv/x: Input/output error", "/srv/y: No space left on device (at write)"]
+
+
+class _Silent:
+    def error(self, event: str, **fields: object) -> None:
+        """The log is not looked at here."""
+
+
+def test_status_says_that_the_disk_is_full_where_the_daemon_cannot_write_so(darkroom: Darkroom) -> None:
+    """Its last report is of the time before: nothing can be written any more."""
+    loop = darkroom.loop()
+    loop.spool.open()
+    loop.startup()
+    try:
+        assert loop.health.report.state == "idle"
+        environment = os.environ | {"DARKROOM_LIMITS__MIN_FREE_BYTES": str(1 << 60), "COLUMNS": "200"}
+
+        def status(*options: str) -> str:
+            command = [sys.executable, "-m", "darkroom", "status", "--root", str(darkroom.root), *options]
+            return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+
+        assert "less space is free than [limits] min_free_bytes keeps" in status()
+        told = json.loads(status("--json"))
+        assert told["free_bytes"] < told["min_free_bytes"]
+    finally:
+        loop.shutdown()
