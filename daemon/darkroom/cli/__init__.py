@@ -351,15 +351,13 @@ def main() -> None:
     except DarkroomError as error:
         _complain(error.message)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        _complain(refusal(error))
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _complain(refusal(error))
-        sys.exit(UsageError.exit_code if isinstance(error, PermissionError) else DarkroomError.exit_code)
 
 
 def _complain(message: Any) -> None:
