@@ -20,7 +20,7 @@ from darkroom.job.types import (
     Request,
     Result,
 )
-from darkroom.job.variations import running_order
+from darkroom.job.variations import running_order, values_of
 
 __all__ = [
     "IMAGE_FIELDS",
@@ -49,4 +49,5 @@ __all__ = [
     "read_presets",
     "resolve",
     "running_order",
+    "values_of",
 ]
