@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from conftest import Darkroom
 from darkroom.errors import StorageTrouble, refusal
 from darkroom.spool import Disk
+from darkroom.systemd import MORE_S
 from darkroom.trouble import Trouble
 
 WITHOUT_PRIVILEGES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
@@ -88,6 +91,40 @@ def test_done_that_cannot_be_written_is_told_by_its_name_and_waited_out(darkroom
     loop.run()
     assert said == [f"{darkroom.done / 'cat'}: Permission denied"]
     assert darkroom.names("done") == ["cat"]
+
+
+def test_a_disk_that_cannot_be_written_when_the_daemon_starts_is_waited_for_however_long(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd would end it after TimeoutStartSec, and after five such starts leave it ended."""
+
+    class ReadOnly(Disk):
+        refusals = 3
+
+        def write(self, path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+            if self.refusals and os.fspath(path).endswith("inbox/.darkroom-probe"):
+                self.refusals -= 1
+                raise StorageTrouble(f"{os.fspath(path)}: Read-only file system (at write)")
+            super().write(path, data, sync=sync)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(darkroom.root / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", systemd.getsockname())
+        disk = ReadOnly()
+        darkroom.loop(disk=disk, once=True, first_pause_s=0.01).run()
+        assert disk.refusals == 0
+        said = []
+        with suppress(BlockingIOError):
+            while True:
+                said.append(systemd.recv(4096).decode())
+    begun = next(number for number, message in enumerate(said) if message.startswith("READY=1"))
+    assert said[:begun].count(f"EXTEND_TIMEOUT_USEC={MORE_S * 1e6:.0f}") >= 3
+
+
+def test_the_unit_lets_it_start_for_as_long_as_it_asks_for() -> None:
+    unit = (Path(__file__).parent.parent / "systemd" / "darkroom.service").read_text()
+    assert f"TimeoutStartSec={MORE_S:.0f}\n" in unit
 
 
 def test_a_refusal_names_the_place_and_of_a_rename_where_to() -> None:
