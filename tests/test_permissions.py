@@ -13,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from conftest import Darkroom
+from darkroom.cli import app
 from darkroom.errors import StorageTrouble, refusal
-from darkroom.spool import Disk
+from darkroom.spool import Disk, Ticket, Verdict
 from darkroom.systemd import MORE_S
 from darkroom.trouble import Trouble
 
@@ -166,3 +168,39 @@ def test_status_says_that_the_disk_is_full_where_the_daemon_cannot_write_so(dark
         assert told["free_bytes"] < told["min_free_bytes"]
     finally:
         loop.shutdown()
+
+
+def test_done_that_somebody_removed_is_made_again(darkroom: Darkroom) -> None:
+    darkroom.drop("team/cat.json")
+    darkroom.run_once()
+    shutil.rmtree(darkroom.done)
+    darkroom.drop("team/dog.json")
+    darkroom.drop("bad.json", "5")
+    shutil.rmtree(darkroom.failed)
+    loop = darkroom.run_once()
+    assert (loop.work.done, loop.work.failed) == (1, 1)
+    assert darkroom.result("team/dog")["status"] == "done"
+
+
+def test_done_that_is_removed_while_the_daemon_works_is_made_again(darkroom: Darkroom) -> None:
+    loop = darkroom.loop(once=True, first_pause_s=0.01)
+    publish = loop.work.publisher.spool.publish
+
+    def after_somebody(ticket: Ticket, verdict: Verdict) -> Path:
+        shutil.rmtree(darkroom.done)
+        return publish(ticket, verdict)
+
+    loop.work.publisher.spool.publish = after_somebody  # type: ignore[method-assign]
+    darkroom.drop("team/cat.json")
+    darkroom.drop("team/dog.json")
+    loop.run()
+    assert loop.work.done == 2
+    assert darkroom.result("team/dog")["status"] == "done"
+    assert darkroom.log.of("spool.trouble") == []
+
+
+def test_an_inbox_that_is_gone_is_told_as_such(darkroom: Darkroom) -> None:
+    darkroom.run_once()
+    darkroom.inbox.rmdir()
+    done = CliRunner().invoke(app, ["status", "--root", str(darkroom.root)])
+    assert str(done.exception) == f"the inbox {darkroom.inbox} is gone; make it again, or mount it, to go on"

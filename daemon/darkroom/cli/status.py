@@ -44,6 +44,8 @@ def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
     config = load(config_file, root=root)
     spool = Spool(config.folders, config.limits)
     if not spool.inbox.is_dir():
+        if spool.working.is_dir():
+            raise UsageError(f"the inbox {spool.inbox} is gone; make it again, or mount it, to go on")
         raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
     return spool
 

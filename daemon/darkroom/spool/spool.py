@@ -344,6 +344,10 @@ class Spool:
             return self._settle(folder)
         base = self.done if verdict.error is None else self.failed
         self.disk.sync_file(f"{folder}/{LOG}")
+        if not os.path.isdir(base):  # somebody cleaned up more than was in it
+            self._groups.clear()
+            self.disk.mkdir(base)
+            self.disk.sync_folder(base.parent)
         tried = 0
         while True:
             tried = self._free_number(base, verdict.result.name, tried + 1)
