@@ -347,7 +347,7 @@ class Spool:
         if not os.path.isdir(base):  # somebody cleaned up more than was in it
             self._groups.clear()
             self.disk.mkdir(base)
-            self.disk.sync_folder(base.parent)
+            self.disk.sync_folder(base.parent)  # kept: or what is published next is in a folder that a power cut takes
         tried = 0
         while True:
             tried = self._free_number(base, verdict.result.name, tried + 1)
