@@ -1,4 +1,4 @@
-"""``darkroom submit --set``: what is set counts, whatever the job calls it and wherever it has it; and long prompts."""
+"""What is said to the command line is what happens: ``--set`` under any name of a field, long prompts, late cancels."""
 
 from __future__ import annotations
 
@@ -98,3 +98,16 @@ def test_a_field_has_its_own_name_and_all_others() -> None:
     assert spellings("steps") == spellings("num_inference_steps") == {"steps", "num_inference_steps"}
     assert spellings("n_iter") == {"count", "num_images", "batch_size", "n_iter"}
     assert spellings("seed") == {"seed"}
+
+
+def test_to_cancel_what_has_its_verdict_says_so(darkroom: Darkroom) -> None:
+    darkroom.drop("team/cat.json")
+    darkroom.drop("bad.json", "5")
+    darkroom.run_once()
+    done = CliRunner().invoke(app, ["cancel", "--root", str(darkroom.root), "team/cat", "bad", "nobody"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        f"darkroom: team/cat has its verdict already: {darkroom.done / 'team' / 'cat'}",
+        f"darkroom: bad has its verdict already: {darkroom.failed / 'bad'}",
+        "darkroom: there is no such job: nobody",
+    ]
