@@ -26,6 +26,7 @@ All of them can be pickled: the engine raises them in its own process and the da
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -165,6 +166,12 @@ class StorageTrouble(MachineError):
 
 class Stopped(DarkroomError):
     """The engine was asked to stop and did so between two steps."""
+
+
+def refusal(error: OSError) -> str:
+    """What the system refused, and where: ``/srv/spool/done/cat: Permission denied``. Of a rename, where to."""
+    where = error.filename2 or error.filename
+    return str(error) if where is None or error.strerror is None else f"{os.fsdecode(where)}: {error.strerror}"
 
 
 def first_line(error: BaseException) -> str:

@@ -349,6 +349,7 @@ class Loop:
         if self.stopping:
             raise Stopped("stopping")
         self.notifier.watchdog()
+        self.notifier.waiting()
         self.health.write()
         self.waker.wait(min(LONGEST_SLEEP_S, seconds))
 

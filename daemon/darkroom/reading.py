@@ -44,6 +44,8 @@ class Reader:
             raise Unfinished("Nothing tells the end of this list: it is taken when it has not grown for a while")
         request = self.read(name, data)
         if isinstance(request, JobList):
+            if not request.is_whole:
+                raise Unfinished("An entry of this list is no JSON: it may still be being written")
             return Needs((), arrived=True, is_list=True)
         if not has_pictures(request):
             return Needs((), arrived=True, pictured=False, model=self._model_of(request, NO_PICTURES))

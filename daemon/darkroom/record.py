@@ -40,6 +40,8 @@ class Record:
     """Of the first picture, where the engine gave one."""
     cell: int = 0
     """Which cell of the job is under way."""
+    failures: dict[int, JobError] = field(default_factory=dict)
+    """What was wrong with which cell, in this attempt, while the others went on."""
     model: str | None = None
     """Which model it found ready, in this attempt."""
     grid: str | None = None

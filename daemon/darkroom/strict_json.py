@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from json.decoder import scanstring  # type: ignore[attr-defined]
@@ -25,6 +26,8 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None}
 _WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z_0-9]*")
 _LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][-+.0-9eE_]*")
+_PIECE = re.compile(r'"(?:[^"\\\n]|\\.)*"|["{}\[\],]')
+"""What brackets and commas are found by: texts are passed over as wholes."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTES = "'‘’“”„«»`"
 
@@ -55,6 +58,8 @@ class Document:
     places: dict[Path, int] = field(default_factory=dict)
     ends: dict[Path, int] = field(default_factory=dict)
     """Where each item of a list ends."""
+    broken: set[Path] = field(default_factory=set)
+    """Items of a list that are no JSON, where only they are to suffer for it; their value is None."""
 
     def place(self, path: Path) -> tuple[int, int] | tuple[None, None]:
         """Line and column of the value at ``path``; (None, None) if there is none."""
@@ -94,10 +99,13 @@ def shown(text: str) -> str:
     return clean if len(clean) <= SHOWN else clean[:SHOWN] + "…"
 
 
-def parse(text: str) -> Document:
-    """Parse one JSON value that fills the whole text. Raises JSONFault."""
+def parse(text: str, lists: Container[Path] = ()) -> Document:
+    """Parse one JSON value that fills the whole text. Raises JSONFault.
+
+    In ``lists`` are paths of lists whose items may be ``broken``, as long as brackets and quotes say where each ends.
+    """
     document = Document(None, text)
-    parser = _Parser(document)
+    parser = _Parser(document, lists)
     document.value, end = parser.value(_skip(text, 0), ())
     end = _skip(text, end)
     if end != len(text):
@@ -111,7 +119,9 @@ def _skip(text: str, at: int) -> int:
 
 
 class _Parser:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, lists: Container[Path] = ()) -> None:
+        self.lists = lists
+        self.broken = document.broken
         self.text = document.text
         self.places = document.places
         self.ends = document.ends
@@ -196,13 +206,35 @@ class _Parser:
             return values, at + 1
         while True:
             here = (*path, len(values))
-            value, at = self.value(at, here)
+            try:
+                value, at = self.value(at, here)
+            except JSONFault:
+                end = self.end_of_item(at) if path in self.lists else None
+                if end is None:
+                    raise
+                self.broken.add(here)
+                value, at = None, end
             self.ends[here] = at
             values.append(value)
             at = _skip(self.text, at)
             if self.text.startswith("]", at):
                 return values, at + 1
             at = self.comma(at, "]")
+
+    def end_of_item(self, at: int) -> int | None:
+        """Where an item that is no JSON ends, by its brackets and quotes; None where they do not tell."""
+        begin, depth = at, 0
+        for piece in _PIECE.finditer(self.text, at):
+            character = piece.group()
+            if character in ("{", "["):
+                depth += 1
+            elif character in ("}", "]") and depth:
+                depth -= 1
+            elif character == '"':
+                return None  # opened, and not closed on its line
+            elif not depth and character in (",", "]"):
+                return begin + len(self.text[begin : piece.start()].rstrip()) if piece.start() > begin else None
+        return None
 
     def object(self, at: int, path: Path) -> tuple[dict[str, Any], int]:
         values: dict[str, Any] = {}

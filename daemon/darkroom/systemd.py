@@ -7,6 +7,9 @@ import socket
 import time
 from collections.abc import Mapping
 
+MORE_S = 60.0
+"""How much more time we ask for, again and again; as long as the unit's TimeoutStartSec."""
+
 
 class Notifier:
     """Sends state to systemd. Without the variable it does nothing; it never raises and never waits."""
@@ -32,6 +35,10 @@ class Notifier:
         if self.watchdog_s is not None and time.monotonic() - self._pinged_at >= self.watchdog_s / 4:
             self._pinged_at = time.monotonic()
             self._send("WATCHDOG=1")
+
+    def waiting(self) -> None:
+        """Something else is at fault for our not being ready yet: TimeoutStartSec is to count from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(MORE_S * 1e6)}")
 
     def reloading(self) -> None:
         """A reload begins; ``ready`` ends it."""

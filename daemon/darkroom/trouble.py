@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from darkroom.errors import DeviceGone, StorageTrouble
+from darkroom.errors import DeviceGone, StorageTrouble, refusal
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Trouble:
 
     def pause(self, trouble: StorageTrouble | DeviceGone | OSError) -> None:
         """Begin to wait, longer than the last time."""
-        why = str(trouble)
+        why = refusal(trouble) if isinstance(trouble, OSError) else trouble.message
         device = isinstance(trouble, DeviceGone)
         if self.why != why:
             self.logger.error("device.gone" if device else "spool.trouble", why=why)

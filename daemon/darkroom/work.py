@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.cells import run_cell
+from darkroom.cells import one_of_many, refuse, run_cell
 from darkroom.collect import images_of
 from darkroom.config import Config
 from darkroom.errors import (
@@ -282,7 +282,7 @@ class Work:
         """One attempt, event by event. What comes with the last picture is taken when the engine has the next job."""
         ticket, state = record.ticket, record.state
         assert state is not None
-        record.model = None
+        record.model, record.failures = None, {}
         images = images_of(ticket, state.job, self.spool)
         begun = False
         try:
@@ -290,7 +290,10 @@ class Work:
                 if self.foresight is not None and ticket.count_attempts() == 1:  # one that failed is tried alone
                     self.executor.expect(self.foresight.companions(record.job))
                 made = frozenset(record.pictures)
-                with closing(run_cell(self.executor, record.job, record.cell, made, images)) as events:
+                with (
+                    one_of_many(record.job, record.cell, record.failures),
+                    closing(run_cell(self.executor, record.job, record.cell, made, images)) as events,
+                ):
                     for event in events:
                         if not begun:
                             begun = True
@@ -305,6 +308,7 @@ class Work:
                             self.heard_at = self.clock()
                         if self._look_around_at_times() and not record.late and ticket.cancel_wanted():
                             raise Cancelled("The job was cancelled while it ran")
+            refuse(record.job, record.failures)
         except DarkroomError:
             self._catch_up(record)
             raise

@@ -124,7 +124,10 @@ def cost(painters: Sequence[Painter], judge: judges.Judge, every: int) -> dict[s
         figures[painter.name] = scores | {"prompts": len(away), "pixels": round(statistics.mean(away), 2)}
         if painter is not painters[0]:
             ratios = [psnr(square) for square in squares]
-            figures[painter.name] |= {"psnr_median": round(statistics.median(ratios), 1), "psnr_worst": min(ratios)}
+            figures[painter.name] |= {
+                "psnr_median": round(statistics.median(ratios), 1),
+                "psnr_worst": round(min(ratios), 1),
+            }
     return figures
 
 

@@ -17,7 +17,7 @@ import typer
 from darkroom import __version__
 from darkroom.cli.bench import app as bench_commands
 from darkroom.cli.completion import complete_failed, complete_known, complete_unended
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, UsageError, refusal
 from darkroom.visible import visible
 
 app = typer.Typer(
@@ -327,7 +327,7 @@ def models(config: ConfigOption = None, root: RootOption = None, json: JsonOptio
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in [models.NAME] of the config.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in \\[models.NAME] of the config.")],
     config: ConfigOption = None,
     root: RootOption = None,
 ) -> None:
@@ -351,6 +351,9 @@ def main() -> None:
     except DarkroomError as error:
         _complain(error.message)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        _complain(refusal(error))
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

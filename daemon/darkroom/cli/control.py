@@ -28,7 +28,7 @@ from darkroom.spool import (
     request_in,
     results,
 )
-from darkroom.spool.ticket import CANCEL, RETRY
+from darkroom.spool.ticket import CANCEL, RESULT, RETRY
 from darkroom.visible import visible
 
 
@@ -56,7 +56,18 @@ def cancel(names: list[str], config_file: Path | None, root: Path | None, *, as_
     """Take jobs out of the inbox, stop those that run. Returns 1 where one of them was not found."""
     spool = existing_spool(config_file, root)
     outcomes = {name: _cancel(spool, name) for name in names}
-    return _tell(outcomes, as_json, lambda: [name for name, _ in (*waiting(spool), *running(spool))])
+    return _tell(
+        outcomes,
+        as_json,
+        known=lambda: [name for name, _ in (*waiting(spool), *running(spool))],
+        why=lambda name: _verdict(spool, name),
+    )
+
+
+def _verdict(spool: Spool, name: str) -> str | None:
+    """That the job has ended, if it has."""
+    found = (base / name for base in (spool.done, spool.failed) if (base / name / RESULT).is_file())
+    return next((f"{name} has its verdict already: {folder}" for folder in found), None)
 
 
 def _cancel(spool: Spool, name: str) -> list[str]:
@@ -160,8 +171,13 @@ def _write(spool: Spool, path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error}") from None
 
 
-def _tell(outcomes: dict[str, list[str]], as_json: bool, known: Callable[[], list[str]]) -> int:
-    """Say what was done, and of the others which names are near."""
+def _tell(
+    outcomes: dict[str, list[str]],
+    as_json: bool,
+    known: Callable[[], list[str]],
+    why: Callable[[str], str | None] = lambda name: None,
+) -> int:
+    """Say what was done, and of the others ``why`` not, or which names are near."""
     missing = [name for name, done in outcomes.items() if not done]
     if as_json:
         print(json.dumps(outcomes, ensure_ascii=False))
@@ -171,6 +187,9 @@ def _tell(outcomes: dict[str, list[str]], as_json: bool, known: Callable[[], lis
             print(visible(line))
     names = known() if missing else []
     for name in missing:
+        if (said := why(name)) is not None:
+            print(visible(f"darkroom: {said}"), file=sys.stderr)
+            continue
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         print(visible(f"darkroom: there is no such job: {name}{hint}"), file=sys.stderr)

@@ -44,6 +44,8 @@ def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
     config = load(config_file, root=root)
     spool = Spool(config.folders, config.limits)
     if not spool.inbox.is_dir():
+        if spool.working.is_dir():
+            raise UsageError(f"the inbox {spool.inbox} is gone; make it again, or mount it, to go on")
         raise UsageError(f"there is no spool at {spool.root}: `darkroom run` makes one; --root names another")
     return spool
 
@@ -64,6 +66,7 @@ def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]
         **(counts or count(spool)),
         "working": _working(spool.working),
         "free_bytes": spool.free_bytes(),
+        "min_free_bytes": spool.limits.min_free_bytes,
     }
 
 
@@ -203,6 +206,9 @@ def _state(status: dict[str, Any]) -> tuple[str, str | None]:
     """In a word, and why."""
     daemon = status["daemon"]
     if status["running"]:
+        if daemon and daemon["state"] != "paused" and status["free_bytes"] < status["min_free_bytes"]:
+            # On a full disk the daemon cannot even write that it is paused.
+            return daemon["state"], "less space is free than [limits] min_free_bytes keeps: no job is begun"
         return (daemon["state"], daemon["why"]) if daemon else ("starting", None)
     if status["paused"]:
         return "not running", "paused: `darkroom resume` goes on"

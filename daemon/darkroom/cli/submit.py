@@ -18,9 +18,10 @@ from darkroom.cli.embed import beside, read_picture, with_pictures
 from darkroom.config import Config, Limits, load
 from darkroom.errors import InvalidRequest, StorageTrouble, UsageError
 from darkroom.health import read as read_health
-from darkroom.job import goes_by_lines, read_list
+from darkroom.job import goes_by_lines, read_list, spellings
 from darkroom.spool import (
     JOBS_OF_FOLDERS,
+    KINDS,
     OF_LIST,
     Disk,
     Spool,
@@ -110,7 +111,7 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_
     Names stand in the logs: where prompts may not, a job is not named after its own.
     """
     path = Path(job)
-    if path.is_dir():
+    if job and os.path.isdir(job):  # noqa: PTH112  # a prompt too long for a path raises there
         file = next((path / leaf for leaf in JOBS_OF_FOLDERS if (path / leaf).is_file()), None)
         if file is None:
             raise UsageError(f"{job}: this folder holds no {' and no '.join(JOBS_OF_FOLDERS)}")
@@ -130,6 +131,8 @@ def _prepare(job: str, fields: dict[str, Any], name: str | None, *, named_after_
         if goes_by_lines(job) and not fields:
             return name or path.stem, path.suffix.lower(), data
         return name or path.stem, ".json", _with_fields(job, data, fields)
+    if job and os.path.exists(job):  # noqa: PTH110  # the same
+        raise UsageError(f"{job}: this is a file, and files of jobs end in {', '.join(KINDS)}; for a prompt, alter it")
     data = _json({"prompt": job, **fields})
     return name or (slug(job)[:40].strip("-._") if named_after_prompt else "") or "job", ".json", data
 
@@ -165,14 +168,20 @@ def _with_fields(job: str, data: bytes, fields: dict[str, Any]) -> bytes:
 
 
 def _set(job: str, whole: Any, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields in a job; in a list, in its defaults and in no entry."""
+    """The fields in a job, or that of a result, whatever they are called there; in a list in its defaults alone."""
+    names = {name for field in fields for name in spellings(field)}
+
+    def others(entry: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in entry.items() if key not in names}
+
+    if isinstance(whole, dict) and "darkroom" in whole and isinstance(whole.get("job"), dict):
+        return {**whole, "job": {**others(whole["job"]), **fields}}
     if isinstance(whole, dict) and not isinstance(whole.get("jobs"), list):
-        return {**whole, **fields}
+        return {**others(whole), **fields}
     entries, defaults = (whole, {}) if isinstance(whole, list) else (whole["jobs"], whole.get("defaults", {}))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in (defaults, *entries)):
         raise UsageError(f"{job}: a job is a JSON object")
-    kept = [{key: value for key, value in entry.items() if key not in fields} for entry in entries]
-    return {"defaults": {**defaults, **fields}, "jobs": kept}
+    return {"defaults": {**others(defaults), **fields}, "jobs": [others(entry) for entry in entries]}
 
 
 def _json(fields: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,8 @@ def _observer() -> BaseObserver:
             arrivals = Inotify.IN_CREATE | Inotify.IN_MOVED_TO | Inotify.IN_MODIFY | Inotify.IN_CLOSE_WRITE
             return arrivals | Inotify.IN_DELETE_SELF
 
+    # A folder that comes with one in it is come by twice, which is no one's concern.
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, r"watchdog\.")
     # It complains on every stop that it was stopped while it waited.
     logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
     return BaseObserver(ArrivalEmitter)

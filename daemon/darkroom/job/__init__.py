@@ -1,5 +1,6 @@
 """Jobs: what the user wrote (``Request``), what is rendered (``Job``), what came of it (``Result``)."""
 
+from darkroom.job.a1111 import spellings
 from darkroom.job.entry import is_entry_file
 from darkroom.job.lists import JobList, goes_by_lines, read_list
 from darkroom.job.misfits import misfits
@@ -20,7 +21,7 @@ from darkroom.job.types import (
     Request,
     Result,
 )
-from darkroom.job.variations import running_order
+from darkroom.job.variations import running_order, values_of
 
 __all__ = [
     "IMAGE_FIELDS",
@@ -49,4 +50,6 @@ __all__ = [
     "read_presets",
     "resolve",
     "running_order",
+    "spellings",
+    "values_of",
 ]

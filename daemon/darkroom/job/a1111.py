@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from darkroom.errors import FieldError
+from darkroom.job.aliases import ALIASES
 
 Take = Callable[[str, Any, str], None]
 """Told our name, the value, and the name by which it was written."""
@@ -26,6 +27,15 @@ SPELLINGS = {
     "hires": ("enable_hr",),
 }
 """How else our fields may be written."""
+
+
+def spellings(field: str) -> frozenset[str]:
+    """All names of a field that may be written by several, ``field`` among them."""
+    ours = ALIASES.get(field) or next((name for name, others in SPELLINGS.items() if field in others), field)
+    return frozenset(
+        {field, ours, *SPELLINGS.get(ours, ()), *(other for other, name in ALIASES.items() if name == ours)}
+    )
+
 
 HIRES_FIELDS = {"scale": "hr_scale", "strength": "denoising_strength", "steps": "hr_second_pass_steps"}
 """The same for the parts of ``hires``."""

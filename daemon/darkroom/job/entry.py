@@ -6,8 +6,8 @@
      "defaults": {"steps": 20},
      "job": {"prompt": "a red circle"}}
 
-``job`` is what stands in the list, character by character, so that a fault in it is told by its place there. A line of
-a ``*.jsonl`` that is no JSON stands in ``text`` instead; of a ``*.txt`` no column is known, and its number is its line.
+``job`` is what stands in the list, character by character, so that a fault in it is told by its place there. What is
+no JSON stands in ``text`` instead; of a ``*.txt`` no column is known, and its number is its line.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def is_entry_file(data: bytes) -> bool:
 
 
 def unwrap(document: Document) -> Unwrapped:
-    """The job of an entry. Raises InvalidRequest for a line that is no JSON."""
+    """The job of an entry. Raises InvalidRequest for one that is no JSON."""
     wrapper = document.value
     source, defaults = wrapper["list"], wrapper.get("defaults")
     line, column = source.get("line"), source.get("column")
@@ -106,7 +106,7 @@ def unwrap(document: Document) -> Unwrapped:
     if "job" in wrapper:
         begin = document.place(("job",))
         assert begin[0] is not None
-        moved = _InList(wrapper["job"], document.text, document.places, document.ends, begin, origin)
+        moved = _InList(wrapper["job"], document.text, document.places, document.ends, begin=begin, origin=origin)
         return Unwrapped(wrapper["job"], moved, ("job",), source, defaults)
     text = wrapper["text"] if isinstance(wrapper["text"], str) else ""
     try:

@@ -1,24 +1,27 @@
 """A file of many jobs: a JSON list, ``{"defaults": …, "jobs": […]}``, JSON Lines, or a prompt a line.
 
-Each entry becomes a job by itself: what is wrong with one is told when its own turn comes. Only what spoils the whole
-file is found here.
+Each entry becomes a job by itself: what is wrong with one is told when its own turn comes, that it is no JSON too, as
+long as it can be told where it ends. Only what spoils the whole file is found here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from darkroom import strict_json
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.job.entry import BY_LINES, Entry
-from darkroom.job.parse import check_fields, read_json
+from darkroom.job.parse import check_fields, is_whole, read_json
 from darkroom.strict_json import Document
 
 _MOST_GROWTH = 64
 """Defaults are written into each entry: all of them together may be so many times as large as a job file."""
 
+
+_LISTS: frozenset[strict_json.Path] = frozenset({(), ("jobs",)})
+"""Where entries stand in a file."""
 
 _BEFORE = b"\xef\xbb\xbf \t\r\n"
 
@@ -29,6 +32,8 @@ class JobList:
 
     entries: tuple[Entry, ...]
     defaults: str | None = None
+    is_whole: bool = True
+    """Whether it is all there; otherwise time tells: an entry that is no JSON may still be being written."""
 
 
 def goes_by_lines(name: str) -> bool:
@@ -47,7 +52,7 @@ def read_list(name: str, data: bytes, *, most: int, most_bytes: int) -> JobList 
     elif not data.lstrip(_BEFORE).startswith(b"[") and b'"jobs"' not in data:
         return None  # by far the most; ``parse`` reads them
     else:
-        document = read_json(data)
+        document = read_json(data, _LISTS)
         value = document.value
         if isinstance(value, list):
             found = JobList(tuple(_items(document, ())))
@@ -55,6 +60,8 @@ def read_list(name: str, data: bytes, *, most: int, most_bytes: int) -> JobList 
             found = _with_defaults(document)
         else:
             return None
+        if document.broken:
+            found = replace(found, is_whole=is_whole(data))
     count = len(found.entries)
     if not count:
         raise _refusal("there is no job in this list", hint="a list holds at least one")
@@ -112,7 +119,8 @@ def _items(document: Document, path: strict_json.Path) -> Iterator[Entry]:
         line += document.text.count("\n", begin, at)
         line_start = max(line_start, document.text.rfind("\n", begin, at) + 1)
         begin = at
-        yield Entry(index + 1, line, at - line_start + 1, document.item((*path, index)))
+        here = (*path, index)
+        yield Entry(index + 1, line, at - line_start + 1, document.item(here), is_json=here not in document.broken)
 
 
 def _with_defaults(document: Document) -> JobList:

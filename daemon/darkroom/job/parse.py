@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -80,17 +80,17 @@ def _parse_value(
     return parse_fields(value, document, prefix, given=given, presets=presets, preset=preset, source=source)
 
 
-def read_json(data: bytes) -> strict_json.Document:
+def read_json(data: bytes, lists: Container[strict_json.Path] = ()) -> strict_json.Document:
     """The JSON of a file. Raises InvalidRequest; Unfinished, a kind of it, where its writer may not be done with it."""
     try:
-        return strict_json.parse(strict_json.decode(data))
+        return strict_json.parse(strict_json.decode(data), lists)
     except strict_json.JSONFault as fault:
         error = FieldError(fault.message, line=fault.line, column=fault.column, hint=fault.hint)
-        kind = InvalidRequest if _is_whole(data) else Unfinished
+        kind = InvalidRequest if is_whole(data) else Unfinished
         raise kind(f"This is not valid JSON: {error}.", errors=(error,)) from None
 
 
-def _is_whole(data: bytes) -> bool:
+def is_whole(data: bytes) -> bool:
     """Whether a lenient parser takes it: then it is all there, and only our strictness refuses it."""
     try:
         json.loads(data.decode("utf-8-sig"))

@@ -19,9 +19,8 @@ from darkroom.job.misfits import misfits
 from darkroom.job.passes import final_size, passes
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
-from darkroom.job.variations import cells_of, gather, one_of, with_seeds
+from darkroom.job.variations import cells_of, gather, one_of, values_of, with_seeds
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
-from darkroom.strict_json import shown
 
 DEFAULT_SAMPLER = "DPM++ 2M"
 DEFAULT_STRENGTH = 0.75
@@ -83,8 +82,7 @@ def _decide_cell(
     try:
         return _decide(one_of(request, cell), config, catalog, id, pictures)
     except InvalidRequest as error:
-        values = shown(", ".join(f"{field} {value}" for field, value in cell.items()))
-        message = f"{error.message.removesuffix('.')}, in cell {number} ({values})."
+        message = f"{error.message.removesuffix('.')}, in cell {number} ({values_of(cell)})."
         raise InvalidRequest(message, errors=error.errors) from None
 
 

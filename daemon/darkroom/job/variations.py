@@ -11,11 +11,12 @@ import difflib
 import itertools
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from darkroom import strict_json
 from darkroom.errors import FieldError
 from darkroom.job.aliases import ALIASES
 from darkroom.job.types import Job, Request
@@ -157,6 +158,11 @@ def cells_of(request: Request) -> list[dict[str, Any]]:
     if request.matrix is None:
         return []
     return [dict(zip(request.matrix, values, strict=True)) for values in itertools.product(*request.matrix.values())]
+
+
+def values_of(cell: Mapping[str, Any]) -> str:
+    """What is a cell's own, for messages: ``seed 1, guidance_scale 4``."""
+    return strict_json.shown(", ".join(f"{field} {value}" for field, value in cell.items()))
 
 
 def one_of(request: Request, cell: dict[str, Any]) -> Request:

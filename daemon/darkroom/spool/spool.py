@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.config import Folders, Limits
-from darkroom.errors import ConfigError, StorageTrouble
+from darkroom.errors import ConfigError, StorageTrouble, refusal
 from darkroom.spool import inbox as inbox_folder
 from darkroom.spool.disk import Disk, storage_errors
 from darkroom.spool.embedded import is_too_large, most_with_pictures
@@ -102,8 +102,11 @@ class Spool:
         """Durable, also where an earlier daemon made them and did not live to sync them."""
         holding: dict[Path, None] = {}
         for folder in (self.root, self.inbox, self.working, self.done, self.failed):
-            missing = takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))
-            for path in (*reversed(list(missing)), folder):
+            try:
+                missing = list(takewhile(lambda path: not path.is_dir(), (folder, *folder.parents)))
+            except PermissionError as error:
+                raise ConfigError(f"{refusal(error)}; see [folders]") from None
+            for path in (*reversed(missing), folder):
                 try:
                     if not path.is_dir():
                         self.disk.mkdir(path)
@@ -341,6 +344,10 @@ class Spool:
             return self._settle(folder)
         base = self.done if verdict.error is None else self.failed
         self.disk.sync_file(f"{folder}/{LOG}")
+        if not os.path.isdir(base):  # somebody cleaned up more than was in it
+            self._groups.clear()
+            self.disk.mkdir(base)
+            self.disk.sync_folder(base.parent)  # kept: or what is published next is in a folder that a power cut takes
         tried = 0
         while True:
             tried = self._free_number(base, verdict.result.name, tried + 1)
