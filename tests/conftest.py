@@ -15,7 +15,6 @@ from darkroom.executors import Executor, FakeExecutor
 from darkroom.loop import Loop
 from darkroom.spool import Disk, Spool
 
-
 MANY = 50_000
 """More objects than a test makes: torch and all that comes with it is half a million."""
 
