@@ -23,7 +23,7 @@ run: $(VENV)/.installed ## turn inbox.example/ into pictures with the bundled mo
 	@$(BIN)/darkroom run --once --config config.toml --root '$(SPOOL)' --sheet '$(SPOOL)/contact-sheet.png'
 
 test: $(VENV)/.installed-dev ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 4 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --maxprocesses 4 --dist worksteal
 
 speed: $(VENV)/.installed ## ratios of speed to references, none under its floor (about two minutes)
 	@$(BIN)/python tools/speed_guard.py

@@ -301,7 +301,7 @@ def test_a_daemon_killed_with_companions_costs_none_of_them(tmp_path: Path) -> N
     house = Darkroom(tmp_path / "spool")
     names = ["a", "b", "c", "d"]
     for name in names:
-        house.drop(f"{name}.json", {"prompt": f"a red circle {name}", "steps": 40, "seed": -1})
+        house.drop(f"{name}.json", {"prompt": f"a red circle {name}", "steps": 8, "seed": -1})
     command = [sys.executable, "-m", "darkroom", "run", "--root", str(house.root)]
     environment = {**os.environ, "DARKROOM_ENGINE__BATCH_ACROSS_JOBS": "true", "DARKROOM_ENGINE__DEVICE": "cpu"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as daemon:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -372,11 +373,12 @@ def records(base: Path) -> dict[str, Record]:
 NAMES = [*BY_NAME, "submit"]
 
 
-@pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_power_cut_breaks_the_promise(name: str, journal: bool, records: dict[str, Record], look: Look) -> None:
+def test_no_power_cut_breaks_the_promise(name: str, records: dict[str, Record], look: Look) -> None:
+    """With a journal and without: nearly all that may be found without one may be found with one."""
     cuts, states = look.cuts, look.states
-    fault = next(look.faults(records[name], journal=journal), None)
+    record = records[name]
+    fault = next(itertools.chain(look.faults(record, journal=True), look.faults(record, journal=False)), None)
     assert fault is None, fault
     print(f"{name}: {look.cuts - cuts} cuts, {look.states - states} new states")
 
