@@ -273,6 +273,33 @@ def test_a_closed_output_does_not_end_the_daemon(darkroom: Darkroom) -> None:
         darkroom.drop("b.json")
         until((darkroom.done / "b" / "result.json").exists)
         assert process.poll() is None
+        process.terminate()
+        assert process.wait(60) == 0, "what could not be printed is no failure of its"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["models"], ["submit", "x"]], ids=" ".join)
+def test_a_command_whose_output_nobody_reads_ends_as_others_do(darkroom: Darkroom, arguments: list[str]) -> None:
+    """By SIGPIPE, of which shells say nothing, and without a word of its own."""
+    (darkroom.root / "health.json").write_text('{"state": "idle"}')
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command(darkroom, *arguments), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["status"], ["models"]], ids=" ".join)
+def test_an_output_that_is_full_is_said_in_a_sentence(darkroom: Darkroom, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command(darkroom, *arguments), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "darkroom: [Errno 28] No space left on device\n")
+
+
+def test_a_command_whose_output_is_closed_does_its_work(darkroom: Darkroom) -> None:
+    arguments = " ".join(command(darkroom, "submit", "x"))
+    assert subprocess.run(["bash", "-c", f"{arguments} >&-"], capture_output=True).returncode == 0
+    assert darkroom.names("inbox") == ["x.json"]
 
 
 def test_the_daemon_is_ready_soon_and_stays_small(darkroom: Darkroom) -> None:

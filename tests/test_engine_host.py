@@ -70,6 +70,19 @@ def test_a_container_that_sees_its_group_as_the_top_is_understood(machine: Path)
     assert oom_kills(machine) == 4
 
 
+def test_another_limit_is_seen_and_so_is_another_group(machine: Path) -> None:
+    """Which files there are is found out once, what stands in them each time."""
+    for group, most in (("one", 3), ("other", 5)):
+        put(machine, f"sys/fs/cgroup/{group}/memory.max", str(most << 30))
+        put(machine, f"sys/fs/cgroup/{group}/memory.current", str(1 << 30))
+    found = []
+    for group, most in (("one", 3), ("one", 4), ("other", 5), ("one", 2)):
+        put(machine, "proc/self/cgroup", f"0::/{group}\n")
+        put(machine, f"sys/fs/cgroup/{group}/memory.max", str(most << 30))
+        found.append((free_bytes(machine) or 0) >> 30)
+    assert found == [2, 3, 4, 1]
+
+
 def test_what_is_over_its_limit_has_nothing_free(machine: Path) -> None:
     put(machine, "sys/fs/cgroup/memory.max", "5")
     put(machine, "sys/fs/cgroup/memory.current", "10")

@@ -273,6 +273,19 @@ def test_added_noise_is_the_pictures_own(sampler: str) -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_run_that_is_cut_short_leaves_nothing_to_the_next(sampler: str) -> None:
+    schedule = SAMPLERS[sampler].automatic
+    before, *_ = sample(sampler, schedule, 5, Gaussian(), seed=1)
+    scheduler, latents = make_scheduler(sampler, schedule, TRAINED, 5), torch.ones(1, 4, 8, 8)
+    arguments = step_arguments(scheduler, [torch.Generator().manual_seed(2)])
+    for timestep in begin_at(scheduler, 1)[:3]:
+        predicted = 0.9 * scheduler.scale_model_input(latents, timestep)
+        latents = advance(scheduler, predicted, timestep, latents, arguments)
+    after, *_ = sample(sampler, schedule, 5, Gaussian(), seed=1)
+    assert torch.equal(before, after)
+
+
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_as_many_steps_as_a_job_may_have_can_be_set(sampler: str, schedule: str) -> None:
     for steps in (1, 3, 150):

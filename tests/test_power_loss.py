@@ -30,7 +30,7 @@ import pytest
 
 import darkroom as package
 from conftest import Darkroom, Lines
-from darkroom.cli.submit import drop
+from darkroom.cli.drop import drop
 from darkroom.spool import Call, Disk
 from disk_model import DiskModel, Site, State, caller, digest, files_in, read_state, write_state
 from test_crashes import JOB, WAYS, Crash, Engine, House, Way

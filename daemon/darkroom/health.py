@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -99,7 +100,7 @@ class Report:
 
 @cache
 def _adapter() -> TypeAdapter[Report]:
-    """Made when first needed: `darkroom submit` seldom does."""
+    """Made when first needed: `darkroom submit` never does."""
     return TypeAdapter(Report)
 
 
@@ -186,3 +187,12 @@ def read(root: Path) -> Report | None:
         return _adapter().validate_json((root / FILE).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def has_ended(root: Path) -> bool:
+    """Whether the last report is a daemon's last word, or there is none: `darkroom submit` asks, and for no more."""
+    try:
+        report = json.loads((root / FILE).read_bytes())
+    except (OSError, ValueError):
+        return True
+    return not isinstance(report, dict) or report.get("state") == "stopped"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -27,14 +29,21 @@ class _Unbreakable:
     def write(self, text: str) -> int:
         try:
             return (self._stream or sys.stdout).write(text)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._passed_over(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             (self._stream or sys.stdout).flush()
-        except (OSError, ValueError):
-            return
+        except (OSError, ValueError) as error:
+            self._passed_over(error)
+
+    def _passed_over(self, error: Exception) -> None:
+        """What a pipe without a reader was not given would be tried again at Python's end, and be its exit code."""
+        if isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), (self._stream or sys.stdout).fileno())
 
 
 def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str] = frozenset()) -> Any:

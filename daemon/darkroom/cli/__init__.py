@@ -1,13 +1,15 @@
 """The command ``darkroom``: parse arguments, wire the objects, map errors to exit codes.
 
 Exit codes: 0 fine, 1 a job failed, 2 usage or configuration, 3 another daemon owns the spool.
+
+Annotations are not postponed here, nor in ``bench``: typer would compile all of them, twice, for whichever command.
 """
 
-from __future__ import annotations
-
+import errno
 import gc
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -344,10 +346,12 @@ def main() -> None:
     """Run the command line; what a user can mend is a sentence, never a traceback."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for them takes as long as Python's start
     gc.set_threshold(20_000)  # by default a tenth of a short command's time goes to looking for garbage
+    if sys.stdout is None:  # whoever called closed it
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not be text, nor a terminal know its letters
     try:
-        app()
+        _run_and_flush()
     except DarkroomError as error:
         _complain(error.message)
         sys.exit(error.exit_code)
@@ -356,8 +360,28 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+    except BrokenPipeError:  # its reader has enough: it ends as other commands do, without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it is tried again at Python's end
+        _complain(error)
+        sys.exit(1)
+
+
+def _run_and_flush() -> None:
+    """Raises BrokenPipeError where nobody reads what is printed, which typer and rich make an exit code of."""
+    try:
+        app()
+    except SystemExit as ending:
+        if isinstance(ending.__context__, BrokenPipeError):
+            raise ending.__context__ from None
+        raise
+    finally:
+        gc.freeze()  # else Python ends by looking for garbage in all that it imported
+        sys.stdout.flush()
 
 
 def _complain(message: Any) -> None:

@@ -1,7 +1,5 @@
 """``darkroom bench``: what darkroom costs on this machine, beside what it is to be compared with."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from darkroom import strict_json
-from darkroom.cli.embed import in_job_folder, with_pictures
+from darkroom.cli.drop import drop, reveal
 from darkroom.cli.status import existing_spool
-from darkroom.cli.submit import drop, reveal
 from darkroom.errors import StorageTrouble, UsageError
 from darkroom.spool import (
     DROPPED,
@@ -133,6 +132,8 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
 
 def _with_its_pictures(source: Path, folder: Path) -> bytes | None:
     """A job file with the pictures inside that the job in ``folder`` began with; None where it is whole as it is."""
+    from darkroom.cli.embed import in_job_folder, with_pictures  # brings the types of jobs
+
     try:
         value = strict_json.parse(strict_json.decode(source.read_bytes())).value
     except strict_json.JSONFault:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typer import echo, style
 
 from darkroom.cli.units import age, ago, clock, duration, size
 from darkroom.config import load
@@ -18,9 +22,6 @@ from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
 from darkroom.spool import Spool, holder, is_held, is_of_list, results
 from darkroom.visible import visible
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 WATCH_S = 1.0
 COUNTING = 10
@@ -36,7 +37,7 @@ def show_status(config_file: Path | None, root: Path | None, *, as_json: bool, w
     elif as_json:
         print(json.dumps(gather(spool), ensure_ascii=False))
     else:
-        _console().print(table(gather(spool)))
+        echo(table(gather(spool)), file=sys.stdout, color=_has_colours())
 
 
 def existing_spool(config_file: Path | None, root: Path | None) -> Spool:
@@ -106,15 +107,15 @@ def _working(working: Path) -> list[dict[str, Any]]:
 
 
 def _watch(spool: Spool, as_json: bool) -> None:
-    console = _console()
-    if as_json or not console.is_terminal:
+    if as_json or not sys.stdout.isatty():
         _tell_changes(spool, as_json)
         return
     from rich.live import Live
+    from rich.text import Text
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    with Live(auto_refresh=False, vertical_overflow="crop") as live:
         for status in _again_and_again(spool):
-            live.update(table(status), refresh=True)
+            live.update(Text.from_ansi(table(status)), refresh=True)
 
 
 def _again_and_again(spool: Spool) -> Iterator[dict[str, Any]]:
@@ -159,47 +160,42 @@ def summary(status: dict[str, Any]) -> str:
 # For people
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def table(status: dict[str, Any]) -> RenderableType:
-    """All of it, for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
+def table(status: dict[str, Any]) -> str:
+    """All of it, in two columns, with the colours of a terminal."""
     daemon = status["daemon"] or {}
     state, why = _state(status)
-    colour = {"idle": "green", "working": "green", "paused": "yellow"}.get(state, "red")
-    since = f"  for {duration(age(daemon['since']))}" if status["running"] and daemon else ""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(no_wrap=True)
-    rows.add_column(overflow="fold")
-    rows.add_row(Text("darkroom", "bold"), Text.assemble((state, colour), (since, "dim")))
+    said = style(state, {"idle": "green", "working": "green", "paused": "yellow"}.get(state, "red"))
+    if status["running"] and daemon:
+        said += style(f"  for {duration(age(daemon['since']))}", dim=True)
+    rows = [("darkroom", said)]
     if why:
-        rows.add_row("", Text(visible(why), "yellow"))
+        rows.append(("", style(visible(why), "yellow")))
     if status["running"] and daemon.get("config_error"):
-        rows.add_row("config", Text(visible(daemon["config_error"]), "yellow"))
-    rows.add_row("spool", Text(visible(status["root"])))
-    rows.add_row("waiting", f"{status['waiting']:,}")
+        rows.append(("config", style(visible(daemon["config_error"]), "yellow")))
+    rows += [("spool", visible(status["root"])), ("waiting", f"{status['waiting']:,}")]
     for job in status["working"]:
-        name = visible(str(job.get("name", job["id"])))
-        rows.add_row("working", Text.assemble((name, "bold"), f"  {_progress(job)}"))
+        name = style(visible(str(job.get("name", job["id"]))), bold=True)
+        rows.append(("working", f"{name}  {_progress(job)}"))
         for fallback in job.get("fallbacks", []):
-            rows.add_row("", Text.assemble(("↓ ", "yellow"), visible(f"{fallback['rung']}: {fallback['because']}")))
-    failed = Text(f"{status['failed']:,}", "red" if status["failed"] else "")
-    rows.add_row("done", f"{status['done']:,}")
-    rows.add_row("failed", failed)
+            step = visible(f"{fallback['rung']}: {fallback['because']}")
+            rows.append(("", f"{style('↓', 'yellow')} {step}"))
+    failed = f"{status['failed']:,}"
+    rows += [("done", f"{status['done']:,}"), ("failed", style(failed, "red") if status["failed"] else failed)]
     for number, recent in enumerate(daemon.get("recent", ())):
-        rows.add_row("last" if number == 0 else "", _verdict(recent))
+        rows.append(("last" if number == 0 else "", _verdict(recent)))
     total = daemon.get("total_bytes")
-    rows.add_row("free space", size(status["free_bytes"]) + (f" of {size(total)}" if total else ""))
-    for what, said in (("memory", _memory(daemon)), ("mishaps", _mishaps(daemon))):
-        if said and status["running"]:
-            rows.add_row(what, said)
-    return rows
+    rows.append(("free space", size(status["free_bytes"]) + (f" of {size(total)}" if total else "")))
+    if status["running"]:
+        rows += [(what, said) for what, said in (("memory", _memory(daemon)), ("mishaps", _mishaps(daemon))) if said]
+    text = "\n".join(f"{what:<12}{said}".replace("\n", "\n" + 12 * " ") for what, said in rows)
+    return text.replace("darkroom", style("darkroom", bold=True), 1)
+
+
+def _has_colours() -> bool:
+    """Whether standard output is to have them, by what terminals and those who dislike colours agree on."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
 def _state(status: dict[str, Any]) -> tuple[str, str | None]:
@@ -229,14 +225,12 @@ def _progress(job: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _verdict(recent: dict[str, Any]) -> Any:
-    from rich.text import Text
-
+def _verdict(recent: dict[str, Any]) -> str:
     done = recent["status"] == "done"
     pictures = "1 picture" if recent["pictures"] == 1 else f"{recent['pictures']} pictures"
     told = f"{pictures}, {duration(recent['seconds'])}" if done else str(recent["reason"])
-    mark = ("✓ ", "green") if done else ("✗ ", "red")
-    return Text.assemble(mark, visible(recent["name"]), (visible(f"  {told}, {ago(recent['finished_at'])}"), "dim"))
+    mark = style("✓", "green") if done else style("✗", "red")
+    return f"{mark} {visible(recent['name'])}" + style(visible(f"  {told}, {ago(recent['finished_at'])}"), dim=True)
 
 
 def _memory(daemon: dict[str, Any]) -> str:

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
 from darkroom.catalog import Catalog
 from darkroom.check import faults_in
+from darkroom.cli.drop import Dropped, drop
 from darkroom.cli.embed import beside, read_picture, with_pictures
 from darkroom.config import Config, Limits, load
-from darkroom.errors import InvalidRequest, StorageTrouble, UsageError
-from darkroom.health import read as read_health
+from darkroom.errors import InvalidRequest, UsageError
+from darkroom.health import has_ended
 from darkroom.job import goes_by_lines, read_list, spellings
 from darkroom.spool import (
     JOBS_OF_FOLDERS,
     KINDS,
     OF_LIST,
-    Disk,
     Spool,
     Ticket,
     is_held,
     is_job,
     is_picture,
     is_plain,
-    new_id,
-    published_name,
     request_in,
     slug,
 )
@@ -43,19 +39,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1
 LOST_S = 3.0
-NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
-"""What file systems answer that have no hard links, such as shares of other systems."""
-
-
-@dataclass
-class _Dropped:
-    """A job that was put into the inbox. Its inode follows it through all folders."""
-
-    name: str
-    path: Path
-    inode: int
-    lost_at: float = float("inf")
-    """When it counts as gone, if it is found nowhere until then, in monotonic seconds."""
 
 
 def submit_jobs(
@@ -194,49 +177,12 @@ def _validate(label: str, kind: str, data: bytes, config: Config) -> None:
         raise UsageError("\n".join(f"{label}: {fault}" for fault in faults))
 
 
-def drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> _Dropped:
-    """Hidden, fsynced, then shown under a name that is free: nobody's file is replaced."""
-    disk = spool.disk
-    hidden = spool.inbox / f".{new_id(name)}.tmp"
-    try:
-        disk.write(hidden, data)
-        inode = hidden.stat().st_ino
-        path = reveal(disk, hidden, spool.inbox / name, kind)
-        disk.unlink(hidden)
-        disk.sync_folder(path.parent)
-    except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
-    return _Dropped(published_name(path.name), path, inode)
-
-
-def reveal(disk: Disk, source: Path, stem: Path, kind: str) -> Path:
-    """Show a file under the name ``stem`` and ``kind``, or the first free ``stem-2``, ``stem-3``, …; returns which."""
-    number = 1
-    while True:
-        path = stem.with_name(f"{stem.name}{kind}" if number == 1 else f"{stem.name}-{number}{kind}")
-        number += 1
-        try:
-            disk.link(source, path)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            if path.exists():
-                continue
-            disk.rename(source, path)
-        return path
-
-
 def _say_if_nobody_works(spool: Spool) -> None:
-    if is_held(spool.working):
-        return
-    health = read_health(spool.root)
-    if health is None or health.state == "stopped":
+    if not is_held(spool.working) and has_ended(spool.root):
         print("No daemon is running on this spool; `darkroom run` starts one.", file=sys.stderr)
 
 
-def _wait_for(dropped: list[_Dropped], spool: Spool) -> int:
+def _wait_for(dropped: list[Dropped], spool: Spool) -> int:
     """Until each has its verdict; 1 if one of them is not done."""
     from rich.console import Console
     from rich.markup import escape
@@ -272,7 +218,7 @@ def _wait_for(dropped: list[_Dropped], spool: Spool) -> int:
     return 1 if failed else 0
 
 
-def _find(job: _Dropped, spool: Spool) -> Any:
+def _find(job: Dropped, spool: Spool) -> Any:
     """Where the job is now: ``"inbox"``, ("working", its folder), ("verdict", its folder) or None."""
     if _inode(job.path) == job.inode:
         job.lost_at = time.monotonic() + LOST_S
@@ -290,7 +236,7 @@ def _find(job: _Dropped, spool: Spool) -> Any:
     return None
 
 
-def _is_of(job: _Dropped, folder: Path) -> bool:
+def _is_of(job: Dropped, folder: Path) -> bool:
     request = request_in(folder)
     return request is not None and _inode(Path(request)) == job.inode
 
@@ -312,7 +258,7 @@ def _is_under_way(spool: Spool, folder: Path) -> bool:
     return False
 
 
-def _show_progress(bars: Progress, task: TaskID, job: _Dropped, folder: Path) -> None:
+def _show_progress(bars: Progress, task: TaskID, job: Dropped, folder: Path) -> None:
     """Move a bar as far as progress.json says."""
     try:
         progress = json.loads((folder / "progress.json").read_bytes())

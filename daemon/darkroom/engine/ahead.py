@@ -103,6 +103,10 @@ class Companions:
         self.aboard: list[Shot] = []
         self._texts: dict[Shot, Conditioning] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anybody is left who may come along."""
+        return bool(self._waiting)
+
     def board(self, own: int, room: int) -> list[Shot]:
         """Fill a pass of ``own`` pictures up to the most that it may have, or to ``room``."""
         free = max(0, min(self._most, room) - own)

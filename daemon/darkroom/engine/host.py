@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 RESERVE = 256 << 20
@@ -47,8 +48,8 @@ def free_bytes(root: Path = Path("/"), *, anonymous: int = 0, mapped: int = 0) -
 
 def used_bytes() -> int | None:
     """What of this process lies in memory now."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ValueError, IndexError):
+        return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
@@ -137,13 +138,20 @@ def _libc(name: str, *arguments: int) -> None:
 
 def _shared_free(root: Path) -> int | None:
     """What is free for this process and others: of the machine, and of the control groups."""
-    found = [_field(f"{root}/proc/meminfo", "MemAvailable:", 1024), *map(_group_free, _groups(root))]
+    found = [_field(f"{root}/proc/meminfo", "MemAvailable:", 1024), *map(_group_free, _limits(_groups(root)))]
     return min((max(0, size) for size in found if size is not None), default=None)
 
 
-def _groups(root: Path) -> Iterator[str]:
+def _groups(root: Path) -> tuple[str, ...]:
     """The folders of this process's memory control group and of those around it, innermost first, both versions."""
-    for line in _read(f"{root}/proc/self/cgroup").splitlines():
+    return _folders(root, _read(f"{root}/proc/self/cgroup"))
+
+
+@functools.lru_cache(maxsize=4)
+def _folders(root: Path, groups: str) -> tuple[str, ...]:
+    """The same, given what the kernel says of all groups: which seldom changes."""
+    found = []
+    for line in groups.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, name = rest.partition(":")
         if "memory" in controllers.split(","):
@@ -155,27 +163,46 @@ def _groups(root: Path) -> Iterator[str]:
         folder = f"{top}/{name.strip('/')}".rstrip("/")
         if not Path(folder).is_dir():  # a container sees its own group as the top
             folder = top
-        while True:
-            yield folder
-            if folder == top:
-                break
+        found.append(folder)
+        while folder != top:
             folder = folder.rpartition("/")[0]
+            found.append(folder)
+    return tuple(found)
 
 
-def _group_free(folder: str) -> int | None:
+@dataclass(frozen=True)
+class _Limit:
+    """Where a group says how much it may have, how much it has, and which of that are caches of files."""
+
+    most: str
+    used: str
+    details: str
+    caches: tuple[str, str]
+
+
+@functools.lru_cache(maxsize=4)
+def _limits(folders: tuple[str, ...]) -> tuple[_Limit, ...]:
+    """Of those that can have one: the top of all has none, nor has a folder of the other version."""
+    return tuple(
+        _Limit(f"{folder}/{most}", f"{folder}/{used}", f"{folder}/memory.stat", caches)
+        for folder in folders
+        for most, used, caches in (
+            ("memory.max", "memory.current", ("inactive_file ", "active_file ")),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file ", "total_active_file ")),
+        )
+        if Path(folder, most).exists()
+    )
+
+
+def _group_free(limit: _Limit) -> int | None:
     """Bytes to the group's limit; None where it has none."""
-    for limit, usage, kinds in (
-        ("memory.max", "memory.current", ("inactive_file ", "active_file ")),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file ", "total_active_file ")),
-    ):
-        most = _number(f"{folder}/{limit}")
-        if most is None or most >= _UNLIMITED:
-            continue
-        used = _number(f"{folder}/{usage}")
-        if used is not None:
-            cached = sum(_field(f"{folder}/memory.stat", kind, 1) or 0 for kind in kinds)
-            return most - used + cached
-    return None
+    most = _number(limit.most)
+    if most is None or most >= _UNLIMITED:
+        return None
+    used = _number(limit.used)
+    if used is None:
+        return None
+    return most - used + sum(_field(limit.details, cache, 1) or 0 for cache in limit.caches)
 
 
 def _under_own_limits(root: Path) -> Iterator[int]:

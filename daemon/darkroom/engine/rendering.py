@@ -278,7 +278,7 @@ class Rendering(Planned):
 
     def _board(self, own: int) -> list[Shot]:
         """Who shares the next pass with so many of the job's own: nobody where memory is not known to be plenty."""
-        if self.conditioning is None or self.plan != self.fitting.full:
+        if self.conditioning is None or not self.companions or self.plan != self.fitting.full:
             return []
         if self.companions.board(own, min(self.fitting.fits_at_once(), self.companions.ahead.most(self.job))):
             with self._timed("encode"), self._at_work("encode", *self.pipeline.text_encoder_names):

@@ -7,6 +7,7 @@ would change the pictures.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -84,10 +85,22 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     ``sampler`` and ``schedule`` are names of ``darkroom.sampling``, resolved; ``trained`` is the model's scheduler
     configuration. Raises RenderFailed where the model needs what the sampler lacks.
     """
+    known = ((key, trained[key]) for key in _TRAINED if key in trained)
+    hashable = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in known)
+    scheduler = copy.copy(_prepared(sampler, schedule, hashable, steps))
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list):  # what it remembers of its steps; tensors it replaces, and never writes into
+            setattr(scheduler, name, value.copy())
+    return scheduler
+
+
+@functools.lru_cache(maxsize=16)
+def _prepared(sampler: str, schedule: str, trained: tuple[tuple[str, Any], ...], steps: int) -> Any:
+    """What ``make_scheduler`` gives copies of: to make one takes longer than a dozen of its steps."""
     recipe = _RECIPES[sampler]
     kind = _kind(sampler, beta=schedule == "beta")
     accepted = _parameters(kind)
-    known = {key: trained[key] for key in _TRAINED if key in trained}
+    known = dict(trained)
     if known.pop("rescale_betas_zero_snr", False):
         if "rescale_betas_zero_snr" not in accepted:
             raise RenderFailed(
@@ -102,7 +115,7 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
         scheduler = kind(**{key: value for key, value in options.items() if key in accepted})
         _set_timesteps(scheduler, recipe, steps)
     if recipe.guided:
-        _follow(scheduler, make_scheduler("Euler", schedule, trained, steps))
+        _follow(scheduler, _prepared("Euler", schedule, trained, steps))
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else it looks its place up by the timestep, of which rounding makes doubles
     return scheduler

@@ -7,6 +7,7 @@ job, finds the note that the dead one left, and whether the kernel has killed so
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -61,7 +62,7 @@ class UnderWay:
             "deaths": death.count if death else 0,
             "kills": self._kills(),
             "daemon": os.getppid(),
-            "plan": asdict(death.plan) if death and death.plan else None,
+            "plan": _written(death.plan) if death and death.plan else None,
             "phase": None,
         }
         with contextlib.suppress(OSError):
@@ -72,7 +73,7 @@ class UnderWay:
 
     def at(self, plan: MemoryPlan, phase: Phase) -> None:
         """This is what happens next. To be called before it does."""
-        news = {"plan": asdict(plan), "phase": phase}
+        news = {"plan": _written(plan), "phase": phase}
         if self._note is not None and not news.items() <= self._content.items():
             self._content |= news
             self._write()
@@ -118,3 +119,9 @@ class UnderWay:
                 continue
             if old:
                 cache.forget(note)
+
+
+@functools.lru_cache(maxsize=8)
+def _written(plan: MemoryPlan) -> dict[str, Any]:
+    """As it stands in a note. Most jobs go by the same plan."""
+    return asdict(plan)
