@@ -54,6 +54,7 @@ LAYERS = [
         "engine.architectures",
         "engine.lora",
         "engine.readings",
+        "engine.served",
         "engine.openvino",
         "engine.pipeline",
         "engine.safety",

@@ -22,11 +22,11 @@ from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
-from darkroom.engine.openvino import Served, Unserved
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
+from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
 from darkroom.events import Event, Loaded, Warned
