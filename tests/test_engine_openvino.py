@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_it_decodes_too_and_torch_s_vae_does_not(engine: Engine, monkeypatch: py
 
     monkeypatch.setattr(AutoencoderKL, "decode", refuse)
     assert pictures(render(engine, job)) == expected
+
+
+def test_what_is_compiled_for_a_job_counts_as_loading(cache: Path) -> None:
+    engine = make_engine(cache)
+    events = engine.render(make_job(**{**HEART, "num_inference_steps": 1}), frozenset(), lambda: False)
+    assert any(isinstance(event, Loaded) for event in events)  # and no further
+    compiled = {name: list(pipeline_of(engine).loaded[name]._compiled) for name in ("unet", "decoder")}
+    assert {name: len(shapes) for name, shapes in compiled.items()} == {"unet": 1, "decoder": 1}
+    list(events)
+    assert {name: list(pipeline_of(engine).loaded[name]._compiled) for name in compiled} == compiled
 
 
 def test_tiles_are_decoded_by_torch(engine: Engine, torch_engine: Engine) -> None:
@@ -341,7 +352,9 @@ def test_a_model_that_is_converted_is_preloaded_and_one_that_is_not_is_left_to_i
 
 def test_its_makers_are_not_told(tmp_path: Path) -> None:
     code = (
-        "import sys; from darkroom.engine.served import library; library()\n"
+        "import sys\n"
+        "from darkroom.engine.quantizing import quantizer; from darkroom.engine.served import library\n"
+        f"{'quantizer' if find_spec('nncf') else 'library'}()\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
     )
     home = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

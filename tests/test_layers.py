@@ -69,6 +69,7 @@ LAYERS = [
         "engine.graphs",
         "engine.diffusion",
         "engine.beginning",
+        "engine.quantizing",
         "engine.stepwise",
         "engine.preview",
         "engine.saving",

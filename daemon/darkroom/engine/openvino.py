@@ -6,11 +6,12 @@ Everything but the UNet and the VAE's decoder stays with torch.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,13 @@ from darkroom.errors import first_line
 FILE = "unet.xml"
 DECODER_FILE = "decoder.xml"
 
+QUANTIZER = "nncf"
+
 _LAYOUT = 1
 """Of what is kept: to be raised where the conversion changes, so that the old ones are made anew."""
+
+_QUANTIZED_LAYOUT = 1
+"""The same of UNets in 8 bits."""
 
 _TRACED_SIDE = 9
 """Latents a side of the example that is converted: odd, so that what is made for odd sides is in it."""
@@ -58,8 +64,13 @@ class OpenVino:
     precision: str
     key: str
     decoder_key: str
+    quantized_key: str
     conversions: Conversions
     refused: str | None = None
+    unquantized: str | None = None
+    """Why the UNet is not run in 8 bits; None where it is, or will be as soon as it is quantized."""
+    in_int8: bool = False
+    """Whether the UNet that was opened last is."""
 
     def against(self, *, adapted: bool, reuses: bool, died: bool) -> str | None:
         """Why a job is not for OpenVINO; None where it is."""
@@ -74,13 +85,26 @@ class OpenVino:
     @property
     def converted(self) -> bool:
         """Whether that is done, as far as can be seen at a glance."""
-        return self.conversions.has(self.key) and self.conversions.has(self.decoder_key)
+        return (self.conversions.has(self.key) or self.quantized) and self.conversions.has(self.decoder_key)
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to do once and for all."""
+        return self.converted and (self.unquantized is not None or self.quantized)
+
+    @property
+    def quantized(self) -> bool:
+        """The same of the UNet in 8 bits; not where it is not wanted so."""
+        return self.unquantized is None and self.conversions.has(self.quantized_key)
 
     def open(self) -> ServedUnet:
-        """From the disk, converted if it is not there. Raises Unserved."""
+        """From the disk, converted if it is not there, in 8 bits if that is. Raises Unserved."""
 
         def read() -> ServedUnet:
-            return ServedUnet(self._folder(self.key, self._convert) / FILE, self.config, self.precision)
+            quantized = self.conversions.find(self.quantized_key) if self.quantized else None
+            self.in_int8 = quantized is not None
+            folder = quantized or self._folder(self.key, self._convert)
+            return ServedUnet(folder / FILE, self.config, self.precision)
 
         served: ServedUnet = attempt(read)
         return served
@@ -94,32 +118,45 @@ class OpenVino:
         served: ServedDecoder = attempt(read)
         return served
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes with, but for a UNet in 8 bits."""
+        return DTYPES[self.precision]
+
     def describe(self) -> str:
         """What is added to the device's description."""
-        return f"openvino {str(DTYPES[self.precision]).removeprefix('torch.')}"
+        plain = str(self.dtype).removeprefix("torch.")
+        return f"openvino int8 and {plain}" if self.in_int8 else f"openvino {plain}"
 
-    @staticmethod
-    def version() -> str:
-        """Of the package. Raises PackageNotFoundError."""
-        return importlib.metadata.version(PACKAGE)
+    def versions(self) -> dict[str, str]:
+        """Of the packages that have a part in its pictures. Raises PackageNotFoundError."""
+        return {name: version(name) for name in ((PACKAGE, QUANTIZER) if self.in_int8 else (PACKAGE,))}
+
+    def add_quantized(self, make: Callable[[Path, Path], None]) -> None:
+        """``make`` is given the file of the UNet that there is, and the one to be written. Raises what it raises."""
+        given = self._folder(self.key, self._convert) / FILE
+        self.conversions.add(self.quantized_key, lambda folder: make(given, folder / FILE))
+
+    def save(self, model: Any, file: Path) -> None:
+        """Weights of half size where half of their digits is all that is computed with."""
+        library().save_model(model, file, compress_to_fp16=self.precision != "f32")
 
     def _folder(self, key: str, convert: Callable[[Path], None]) -> Path:
         return self.conversions.find(key) or self.conversions.add(key, convert)
 
     def _convert(self, folder: Path) -> None:
-        self._save(_Traced(self.load(), inputs_of(self.config)), tuple(_example(self.config)), folder / FILE)
+        self._convert_to(_Traced(self.load(), inputs_of(self.config)), tuple(_example(self.config)), folder / FILE)
 
     def _convert_decoder(self, folder: Path) -> None:
         channels = self.vae_config.get("latent_channels", 4)
         example = torch.ones(1, channels, _TRACED_SIDE, _TRACED_SIDE)
-        self._save(_TracedDecoder(self.load_vae()), (example,), folder / DECODER_FILE)
+        self._convert_to(_TracedDecoder(self.load_vae()), (example,), folder / DECODER_FILE)
 
-    def _save(self, traced: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path) -> None:
+    def _convert_to(self, traced: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path) -> None:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what the tracer takes for constant, which is so here
             model = library().convert_model(traced, example_input=example)
-        # weights of half size where half of their digits is all that is computed with
-        library().save_model(model, file, compress_to_fp16=self.precision != "f32")
+        self.save(model, file)
 
 
 class _Traced(torch.nn.Module):
@@ -173,11 +210,14 @@ def set_up(
             precision = _precision(settings)
         except Exception as error:
             refused = f"it cannot be used here ({first_line(error)})"
-    made_by = [precision, torch.__version__, "" if refused else OpenVino.version()]
+    made_by = [precision, torch.__version__, "" if refused else version(PACKAGE)]
     key = _digest([_LAYOUT, _files(model, "unet"), config, *made_by])
     decoder_key = _digest(["decoder", _LAYOUT, _files(model, "vae"), vae_config, *made_by])
+    unquantized = _unquantized(settings)
+    quantized_key = _digest(["int8", _QUANTIZED_LAYOUT, key, "" if unquantized is not None else version(QUANTIZER)])
     conversions = Conversions(cache_dir(settings) / PACKAGE)
-    return OpenVino(load, load_vae, config, vae_config, precision, key, decoder_key, conversions, refused)
+    keys = (key, decoder_key, quantized_key)
+    return OpenVino(load, load_vae, config, vae_config, precision, *keys, conversions, refused, unquantized)
 
 
 def _refusal(model: Model, settings: EngineSettings, device: torch.device) -> str | None:
@@ -188,6 +228,15 @@ def _refusal(model: Model, settings: EngineSettings, device: torch.device) -> st
     if model.flow is not None:
         return f"it is used for Stable Diffusion 1, 2 and XL only, and this is {model.flow.name}"
     return 'it is not used with [engine] dtype = "float16"' if settings.dtype == "float16" else None
+
+
+def _unquantized(settings: EngineSettings) -> str | None:
+    """Why not in 8 bits; no words where nobody wants that."""
+    if settings.openvino_precision != "int8":
+        return ""
+    if importlib.util.find_spec(QUANTIZER) is None:
+        return f"{QUANTIZER} is not installed: pip install 'darkroom-daemon[openvino-int8]'"
+    return None
 
 
 def _precision(settings: EngineSettings) -> str:

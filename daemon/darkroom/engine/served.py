@@ -108,6 +108,18 @@ class ServedUnet(Served):
         super().__init__(file, precision)
 
     def __call__(
+        self, sample: torch.Tensor, timestep: torch.Tensor, *, encoder_hidden_states: torch.Tensor, **more: Any
+    ) -> tuple[torch.Tensor]:
+        """What the model predicts, float32. Raises Unserved."""
+        arrays = self.inputs(sample, timestep, encoder_hidden_states=encoder_hidden_states, **more)
+        shape = (len(sample), encoder_hidden_states.shape[1], *sample.shape[2:])
+
+        def infer() -> Any:
+            return self._request(shape).infer(arrays, share_inputs=True)[0]
+
+        return (torch.from_numpy(attempt(infer)),)
+
+    def inputs(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor,
@@ -116,17 +128,11 @@ class ServedUnet(Served):
         timestep_cond: torch.Tensor | None = None,
         added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        """What the model predicts, float32. Raises Unserved."""
+    ) -> list[Any]:
+        """What a call is given, as OpenVINO takes it: arrays, one after the other."""
         given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
         given |= dict(added_cond_kwargs or {}) | ({} if timestep_cond is None else {"timestep_cond": timestep_cond})
-        arrays = [given[name].float().contiguous().numpy() for name in self._inputs]
-        shape = (len(sample), encoder_hidden_states.shape[1], *sample.shape[2:])
-
-        def infer() -> Any:
-            return self._request(shape).infer(arrays, share_inputs=True)[0]
-
-        return (torch.from_numpy(attempt(infer)),)
+        return [given[name].float().contiguous().numpy() for name in self._inputs]
 
     def _shapes(self, wanted: Shape) -> dict[int, list[int]]:
         batch, tokens, height, width = wanted
