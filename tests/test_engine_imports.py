@@ -44,3 +44,22 @@ def test_the_compiler_stays_away_until_it_is_wanted(tmp_path: Path) -> None:
     assert found["compiled"] == 2
     assert 0.8 < found["filled"] < 1.2
     assert found["distributed"]
+
+
+def test_statistics_that_are_installed_are_not_imported_and_can_be_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("told = True\n")
+    code = (
+        "import sys\n"
+        "from darkroom.engine.imports import import_libraries\n"
+        "import_libraries()\n"
+        "from darkroom.engine.samplers import make_scheduler\n"
+        "from darkroom.engine.schedulers import lms\n"
+        "make_scheduler('LMS', 'karras', {}, 4), make_scheduler('Euler', 'beta', {}, 4)\n"
+        "assert 'scipy' not in sys.modules\n"
+        "import scipy\n"
+        "print(scipy.told)\n"
+    )
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths)
+    assert ran.stdout.strip() == "True", ran.stderr

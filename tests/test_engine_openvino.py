@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from conftest import Darkroom
 from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
 from darkroom.config import Config
-from darkroom.engine import openvino
+from darkroom.engine import served
 from darkroom.engine.diffusion import decode
-from darkroom.engine.openvino import Served, ServedDecoder
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
+from darkroom.engine.served import Served, ServedDecoder
 from darkroom.events import Event, Loaded
 from darkroom.job import Hires
 from engine_flows import save_tiny_flow
@@ -155,6 +156,16 @@ def test_it_decodes_too_and_torch_s_vae_does_not(engine: Engine, monkeypatch: py
     assert pictures(render(engine, job)) == expected
 
 
+def test_what_is_compiled_for_a_job_counts_as_loading(cache: Path) -> None:
+    engine = make_engine(cache)
+    events = engine.render(make_job(**{**HEART, "num_inference_steps": 1}), frozenset(), lambda: False)
+    assert any(isinstance(event, Loaded) for event in events)  # and no further
+    compiled = {name: list(pipeline_of(engine).loaded[name]._compiled) for name in ("unet", "decoder")}
+    assert {name: len(shapes) for name, shapes in compiled.items()} == {"unet": 1, "decoder": 1}
+    list(events)
+    assert {name: list(pipeline_of(engine).loaded[name]._compiled) for name in compiled} == compiled
+
+
 def test_tiles_are_decoded_by_torch(engine: Engine, torch_engine: Engine) -> None:
     render(engine, make_job(**HEART))  # so that it is OpenVINO's turn
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -168,7 +179,7 @@ def test_what_openvino_decodes_to_nothing_torch_decodes_in_float32(
     engine: Engine, torch_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ServedDecoder.decode
-    monkeypatch.setattr(ServedDecoder, "decode", lambda served, latents: real(served, latents) * float("nan"))
+    monkeypatch.setattr(ServedDecoder, "decode", lambda network, latents: real(network, latents) * float("nan"))
     events = render(engine, make_job(**HEART))
     assert codes(events) == ["vae_float32"] and "openvino float32" in warned(events)[0].message
     assert difference(pictures(events), pictures(render(torch_engine, make_job(**HEART)))) <= 2
@@ -239,7 +250,7 @@ def test_a_model_of_another_family_is_torch_s_work(tmp_path: Path) -> None:
 def test_without_the_package_torch_works_and_says_why(
     tmp_path: Path, torch_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "PACKAGE", "openvino_that_is_not_installed")
+    monkeypatch.setattr(served, "PACKAGE", "openvino_that_is_not_installed")
     engine = make_engine(tmp_path)
     events = render(engine, make_job(**HEART))
     assert codes(events) == ["openvino_unused"]
@@ -270,10 +281,10 @@ def test_what_fails_in_the_middle_is_finished_by_torch(
     calls = iter(range(100))
     real = Served._request
 
-    def failing(served: Served, shape: openvino.Shape) -> Any:
+    def failing(network: Served, shape: served.Shape) -> Any:
         if next(calls) > HEART["num_inference_steps"] + 1:
             raise MemoryError("std::bad_alloc")
-        return real(served, shape)
+        return real(network, shape)
 
     monkeypatch.setattr(Served, "_request", failing)
     events = render(engine, job)
@@ -311,7 +322,7 @@ def test_each_model_and_each_state_of_its_weights_is_kept_by_itself(tmp_path: Pa
 def test_large_models_keep_one_shape_for_all_batches(
     cache: Path, torch_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "_KEEP_BYTES", 1)
+    monkeypatch.setattr(served, "_KEEP_BYTES", 1)
     engine = make_engine(cache)
     for fields in ({}, {"guidance_interval": (0.3, 0.8)}, JOBS["a long prompt"], {"width": 192}):
         job = make_job(**{**HEART, **fields})
@@ -320,7 +331,7 @@ def test_large_models_keep_one_shape_for_all_batches(
 
 
 def test_several_shapes_of_a_small_model_stay_but_not_any_number(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "_MOST_SHAPES", 2)
+    monkeypatch.setattr(served, "_MOST_SHAPES", 2)
     engine = make_engine(cache)
     for width in (64, 72, 80):
         render(engine, make_job(**{**HEART, "width": width, "height": 64, "num_inference_steps": 1}))
@@ -341,13 +352,47 @@ def test_a_model_that_is_converted_is_preloaded_and_one_that_is_not_is_left_to_i
 
 def test_its_makers_are_not_told(tmp_path: Path) -> None:
     code = (
-        "import sys; from darkroom.engine.openvino import _library; _library()\n"
+        "import sys\n"
+        "from darkroom.engine.quantizing import quantizer; from darkroom.engine.served import library\n"
+        f"{'quantizer' if find_spec('nncf') else 'library'}()\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
     )
     home = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=home)
     assert ran.stdout.strip() == "[]"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_still_handles_signals_when_two_networks_were_let_go_in_any_order(cache: Path) -> None:
+    render(made := make_engine(cache), make_job(**HEART))
+    own = pipeline_of(made).openvino
+    assert own is not None
+    unet, decoder = own.conversions.find(own.key), own.conversions.find(own.decoder_key)
+    made.close()
+    code = f"""
+import os, signal
+from pathlib import Path
+from darkroom.engine.served import ServedDecoder, ServedUnet
+config = {{"in_channels": 4}}
+for kinds in ((ServedUnet, ServedDecoder), (ServedDecoder, ServedUnet)):
+    files = {{ServedUnet: Path({str(unet)!r}, "unet.xml"), ServedDecoder: Path({str(decoder)!r}, "decoder.xml")}}
+    first, second = (
+        kind(files[kind], config, "f32") if kind is ServedUnet else kind(files[kind], "f32") for kind in kinds
+    )
+    first.compile((1, 77, 8, 8)), second.compile((1, 77, 8, 8))
+    del first, second
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
+os.kill(os.getpid(), signal.SIGUSR1)
+assert handled
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.returncode == 0, (ran.returncode, ran.stderr)
 
 
 def test_the_config_knows_no_other() -> None:

@@ -37,7 +37,7 @@ def test_a_sleeper_is_woken_by_a_thread_and_beforehand(waker: Waker) -> None:
 
 
 def test_a_sleeper_is_woken_by_a_signal() -> None:
-    """In a process of its own: where OpenVINO was used before, one that handles a signal is ended by it."""
+    """In a process of its own, whose signals no library has had in hand."""
     script = """
 import signal
 from darkroom.intake import Waker

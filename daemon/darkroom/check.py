@@ -83,7 +83,7 @@ def preflight(config: Config) -> Iterator[Finding]:
     if config.notify.command is not None:
         yield _command(config.notify.command[0])
     if config.engine.backend == "openvino":
-        yield _openvino()
+        yield _openvino(config)
     if config.executor.kind == "local":
         yield _device(config)
 
@@ -134,10 +134,18 @@ def _command(program: str) -> Finding:
     return Finding("notify", place is not None, message)
 
 
-def _openvino() -> Finding:
+def _openvino(config: Config) -> Finding:
+    in_int8 = config.engine.openvino_precision == "int8"
     try:
-        return Finding("OpenVINO", True, f"{version('openvino')} runs the UNets and decodes")
-    except PackageNotFoundError:
+        message = f"{version('openvino')} runs the UNets and decodes"
+        return Finding("OpenVINO", True, f"{message}, in 8 bits by nncf {version('nncf')}" if in_int8 else message)
+    except PackageNotFoundError as error:
+        if error.name == "nncf":
+            message = (
+                '[engine] openvino_precision is "int8", for which nncf is not installed, so that UNets are not run in '
+                "8 bits: pip install 'darkroom-daemon[openvino-int8]'"
+            )
+            return Finding("OpenVINO", False, message)
         message = (
             '[engine] backend is "openvino", which is not installed, so that torch runs the models: '
             "pip install 'darkroom-daemon[openvino]'"

@@ -151,6 +151,7 @@ class EngineSettings(_Section):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     backend: Literal["torch", "openvino"] = "torch"
+    openvino_precision: Literal["auto", "int8"] = "auto"
     cuda_graphs: bool = False
     threads: int = Field(0, ge=0, le=1024)
     max_batch: int = Field(8, ge=1, le=64)

@@ -78,7 +78,11 @@ CHOICES: Mapping[str, Iterator[Painter]] = {
         {**FEW, "num_inference_steps": 4},
         *({**FEW, "num_inference_steps": steps, "loras": ["fewstep"]} for steps in (2, 4, 8)),
     ),
-    "openvino": engines({}, *({"backend": "openvino", "dtype": dtype} for dtype in ("float32", "bfloat16"))),
+    "openvino": engines(
+        {},
+        *({"backend": "openvino", "dtype": dtype} for dtype in ("float32", "bfloat16")),
+        {"backend": "openvino", "dtype": "bfloat16", "openvino_precision": "int8"},
+    ),
 }
 """By the shortcut; the first of each, what they are compared with, takes none."""
 

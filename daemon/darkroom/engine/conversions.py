@@ -15,7 +15,7 @@ from pathlib import Path
 KEEP_BYTES = 16 << 30
 """So much stays beside the one used last, the least recently used removed first. SD 1.5 is 1.7 GiB, SDXL 5."""
 
-_DIGESTS = "digests.json"
+_SEALS = "seals.json"
 _ABANDONED_S = 86_400.0
 
 
@@ -28,19 +28,14 @@ class Conversions:
 
     def has(self, key: str) -> bool:
         """Whether there seems to be one; ``find`` looks more closely."""
-        return (self._folder / key / _DIGESTS).is_file()
+        return (self._folder / key / _SEALS).is_file()
 
     def find(self, key: str) -> Path | None:
         """Its folder; None where there is none. One that is not what was put there is removed."""
         folder = self._folder / key
         if not folder.is_dir():
             return None
-        try:
-            expected = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-            whole = expected == _digests(folder)
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
+        if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
@@ -53,7 +48,9 @@ class Conversions:
         coming = Path(tempfile.mkdtemp(dir=self._folder, prefix="."))
         try:
             make(coming)
-            (coming / _DIGESTS).write_text(json.dumps(_digests(coming)), encoding="utf-8")
+            for path in coming.iterdir():
+                _to_the_disk(path)
+            _seal(coming)
             try:
                 coming.rename(self._folder / key)
             except OSError:  # another process was faster
@@ -83,14 +80,51 @@ class Conversions:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether its files are those that were put there: by size and time of change, else by what is in them."""
+    try:
+        sealed = json.loads((folder / _SEALS).read_text(encoding="utf-8"))
+        if sealed["known_by"] == _known_by(folder):
+            return True
+        if sealed["sha256"] != _digests(folder):
+            return False
+        _seal(folder)  # copied, maybe
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
+def _seal(folder: Path) -> None:
+    facts = {"known_by": _known_by(folder), "sha256": _digests(folder)}
+    (folder / _SEALS).write_text(json.dumps(facts), encoding="utf-8")
+    _to_the_disk(folder / _SEALS)
+
+
+def _known_by(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each of its files."""
+    return {path.name: [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in _files(folder)}
+
+
 def _digests(folder: Path) -> dict[str, str]:
     """The sha256 of each of its files."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != _DIGESTS:
-            with path.open("rb") as stream:
-                found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    for path in _files(folder):
+        with path.open("rb") as stream:
+            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != _SEALS)
+
+
+def _to_the_disk(path: Path) -> None:
+    """So that no power cut leaves a file of that size with nothing in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(folder: Path) -> int:

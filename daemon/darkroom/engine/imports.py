@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 _COMPILER = "torch._dynamo"
+_STATISTICS = "scipy"
 
 
 def import_libraries() -> None:
     """Import what every model needs, and silence the libraries: what matters is raised. About 1.5 s the first time."""
     try:
-        with _without_compiler(), _alone():
+        with _without_compiler(), _without_scipy(), _alone():
             _import()
     except (ImportError, AttributeError, RuntimeError):  # another version of theirs insists on it
         _import()
@@ -69,6 +70,19 @@ def _alone() -> Iterator[None]:
         yield
     finally:
         setattr(torch.distributed, "is_available", asked)  # noqa: B010
+
+
+@contextmanager
+def _without_scipy() -> Iterator[None]:
+    """diffusers learns, once and for all, that there is none: its schedulers would import half a second of it."""
+    absent = _STATISTICS not in sys.modules
+    if absent:
+        sys.modules[_STATISTICS] = None  # type: ignore[assignment]  # Python's way to have none
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[_STATISTICS]
 
 
 @contextmanager

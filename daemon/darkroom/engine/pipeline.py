@@ -18,8 +18,9 @@ from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.lora import Adapters
 from darkroom.engine.memory import MemoryPlan, Need
-from darkroom.engine.openvino import OpenVino, Served
+from darkroom.engine.openvino import OpenVino
 from darkroom.engine.readings import Readings
+from darkroom.engine.served import Served
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DECODER = "decoder"

@@ -22,11 +22,12 @@ from darkroom.engine.hashes import Hashes
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
-from darkroom.engine.openvino import Served, Unserved
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
+from darkroom.engine.quantizing import quantize
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
+from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
 from darkroom.events import Event, Loaded, Warned
@@ -115,7 +116,7 @@ class Engine:
             openvino, later = pipeline.openvino, set[str]()
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
-                if not openvino.converted:
+                if not openvino.ready:
                     later = {"unet", DECODER}  # to convert takes a minute, which no job should have to wait for
             for name in pipeline.parts:
                 if stopping():
@@ -169,9 +170,30 @@ class Engine:
         pipeline.serve(against is None)
         if against is not None:
             yield Warned("openvino_unused", f"The UNet was run by torch, not by OpenVINO: {against}.")
-        elif not openvino.converted:
+            return
+        if not openvino.converted:
             message = "The model is converted for OpenVINO, once: that took a part of this job's time."
             yield Warned("openvino_converted", message)
+        yield from self._quantize(pipeline, job)
+
+    def _quantize(self, pipeline: Pipeline, job: Job) -> Iterator[Warned]:
+        """The UNet in 8 bits, where that is wanted and not done yet; said, and where it cannot be, why."""
+        openvino = pipeline.openvino
+        assert openvino is not None
+        if openvino.unquantized is None and not openvino.quantized:
+            yield Warned(
+                "openvino_quantized",
+                "The UNet is brought to 8 bits for OpenVINO, once, which takes some minutes for a large model: that is "
+                "a part of this job's time.",
+            )
+            self._draw_bound(self._models.find(job.model).size())
+            try:
+                quantize(pipeline, job)
+            except Unserved as error:
+                openvino.unquantized = str(error)  # until the engine's process is another one
+            devices.free_memory(self._device)
+        if openvino.unquantized:
+            yield Warned("openvino_unquantized", f"The UNet was not run in 8 bits: {openvino.unquantized}.")
 
     def _attempt(
         self,
@@ -197,7 +219,7 @@ class Engine:
         description, versions = devices.describe(pipeline.device, pipeline.dtype), devices.versions()
         if pipeline.openvino is not None and pipeline.served:
             description = f"{description}, {pipeline.openvino.describe()}"
-            versions = {**versions, "openvino": pipeline.openvino.version()}
+            versions = {**versions, **pipeline.openvino.versions()}
             loaded_before &= not self._compile(pipeline, job)
         seconds = 0.0 if loaded_before else time.monotonic() - begin
         yield Loaded(job.model, seconds, description, versions)
@@ -229,11 +251,15 @@ class Engine:
 
     def _compile(self, pipeline: Pipeline, job: Job) -> bool:
         """What OpenVINO runs first, so that the time it takes counts as loading. Whether that was news."""
-        unet, first = pipeline.loaded.get("unet"), passes(job)[0]
-        if not isinstance(unet, Served):
-            return False
-        height, width = first.height // pipeline.reduction, first.width // pipeline.reduction
-        return unet.compile((2 if is_guided(pipeline, job) else 1, 77, height, width))
+        unet, decoder = pipeline.loaded.get("unet"), pipeline.loaded.get(DECODER)
+        (first, last), reduction = (passes(job)[0], passes(job)[-1]), pipeline.reduction
+        news = False
+        if isinstance(unet, Served):
+            looks = 2 if is_guided(pipeline, job) else 1
+            news |= unet.compile((looks, 77, first.height // reduction, first.width // reduction))
+        if isinstance(decoder, Served) and job.decoder != "tiny":
+            news |= decoder.compile((1, 0, last.height // reduction, last.width // reduction))
+        return news
 
     def _model_hash(self, job: Job, stopping: Stopping) -> Callable[[], str | None]:
         """The start of a checkpoint's sha256, as other tools write it; waited for only when it is asked for."""

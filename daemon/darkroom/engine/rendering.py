@@ -375,13 +375,13 @@ class Rendering(Planned):
         """That the VAE needed float32, once."""
         if self.helped and not self.told:
             self.told = True
-            name = str(self.pipeline.dtype).removeprefix("torch.")
-            if self.pipeline.served and self.pipeline.openvino is not None:
-                name = self.pipeline.openvino.describe()
+            openvino = self.pipeline.openvino if self.pipeline.served else None
+            name = str(openvino.dtype if openvino else self.pipeline.dtype).removeprefix("torch.")
+            saves = {"float16": ' or [engine] dtype = "bfloat16"', "bfloat16": ' or [engine] dtype = "float32"'}
             yield Warned(
                 "vae_float32",
-                f"The VAE's numbers ran out of range in {name}, so it was used in float32; "
-                'a VAE made for it ([models.NAME] vae) or [engine] dtype = "bfloat16" saves the second try',
+                f"The VAE's numbers ran out of range in {'openvino ' if openvino else ''}{name}, so it was used in "
+                f"float32; a VAE made for it ([models.NAME] vae){saves.get(name, '')} saves the second try",
             )
 
 
