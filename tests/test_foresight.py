@@ -20,7 +20,8 @@ from PIL import Image
 from conftest import Darkroom
 from darkroom.engine import rendering
 from darkroom.engine.render import Engine
-from darkroom.events import Event, Picture
+from darkroom.errors import Stopped
+from darkroom.events import Event, Picture, Step
 from darkroom.executors import FakeExecutor, LocalExecutor
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.together import FREE, go_together, latents_key
@@ -121,6 +122,23 @@ def test_latents_of_a_model_that_was_replaced_since_are_of_no_use(tmp_path: Path
     (weights,) = (tmp_path / "sd" / "unet").glob("*.safetensors")
     os.utime(weights, ns=(1, 1))
     assert steps(render(engine, other))
+
+
+def test_of_a_job_that_is_stopped_the_companions_of_its_whole_passes_are_kept(tmp_path: Path) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": save_tiny(tmp_path / "sd")}))
+    other = make_job(seed=40, count=12)
+    engine.expect((other,))
+    events: list[Event] = []
+
+    def cancelled() -> bool:
+        return any(isinstance(event, Step) and event.first == 1 for event in events)
+
+    with pytest.raises(Stopped):
+        for event in engine.render(make_job(count=3), frozenset(), cancelled):
+            events.append(event)
+    made = render(engine, other)
+    assert sorted(pictures(made)) == list(range(12))
+    assert {step.first for step in steps(made)} == set(range(7, 12))
 
 
 def test_out_of_memory_costs_the_companions_before_anything_else(
