@@ -20,13 +20,17 @@ from PIL import Image
 from conftest import Darkroom
 from darkroom.engine import rendering
 from darkroom.engine.render import Engine
-from darkroom.events import Event, Picture
+from darkroom.errors import Stopped
+from darkroom.events import Event, Picture, Step
 from darkroom.executors import FakeExecutor, LocalExecutor
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.together import FREE, go_together, latents_key
 from darkroom.spool import PAUSE
 from engine_models import fallbacks, make_config, make_job, pictures, render, save_tiny, steps
 from test_loop import Running, until
+
+PATIENCE_S = 300.0
+"""For an engine that starts and makes hundreds of steps on a machine that is busy otherwise."""
 
 TOLERANCE = 2
 """Of 255: docs/jobs.md states it."""
@@ -121,6 +125,23 @@ def test_latents_of_a_model_that_was_replaced_since_are_of_no_use(tmp_path: Path
     (weights,) = (tmp_path / "sd" / "unet").glob("*.safetensors")
     os.utime(weights, ns=(1, 1))
     assert steps(render(engine, other))
+
+
+def test_of_a_job_that_is_stopped_the_companions_of_its_whole_passes_are_kept(tmp_path: Path) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": save_tiny(tmp_path / "sd")}))
+    other = make_job(seed=40, count=12)
+    engine.expect((other,))
+    events: list[Event] = []
+
+    def cancelled() -> bool:
+        return any(isinstance(event, Step) and event.first == 1 for event in events)
+
+    with pytest.raises(Stopped):
+        for event in engine.render(make_job(count=3), frozenset(), cancelled):
+            events.append(event)
+    made = render(engine, other)
+    assert sorted(pictures(made)) == list(range(12))
+    assert {step.first for step in steps(made)} == set(range(7, 12))
 
 
 def test_out_of_memory_costs_the_companions_before_anything_else(
@@ -279,14 +300,14 @@ def test_an_engine_killed_or_cancelled_with_companions_costs_none_of_them(
         return None
 
     with Running(darkroom.loop(executor)):
-        until(lambda: under_way("a"))
+        until(lambda: under_way("a"), PATIENCE_S)
         assert executor.pid is not None
         os.kill(executor.pid, signal.SIGKILL)
-        until(lambda: under_way("b"))
+        until(lambda: under_way("b"), PATIENCE_S)
         folder = under_way("b")
         assert folder is not None
         (folder / "cancel").touch()
-        until((darkroom.done / "d" / "result.json").exists)
+        until((darkroom.done / "d" / "result.json").exists, PATIENCE_S)
     assert darkroom.result("a")["attempts"] == 2
     assert darkroom.error("b")["reason"] == "cancelled"
     assert darkroom.names("done") == ["a", "c", "d"]
@@ -305,7 +326,7 @@ def test_a_daemon_killed_with_companions_costs_none_of_them(tmp_path: Path) -> N
     command = [sys.executable, "-m", "darkroom", "run", "--root", str(house.root)]
     environment = {**os.environ, "DARKROOM_ENGINE__BATCH_ACROSS_JOBS": "true", "DARKROOM_ENGINE__DEVICE": "cpu"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as daemon:
-        until((house.done / "a" / "result.json").exists, 120)
+        until((house.done / "a" / "result.json").exists, PATIENCE_S)
         daemon.kill()
         daemon.wait(60)
     before = (house.done / "a" / "result.json").read_bytes()

@@ -40,7 +40,7 @@ class Borrowed:
     """An executor that outlives the loop that uses it."""
 
     def __init__(self, executor: LocalExecutor) -> None:
-        self.run = executor.run
+        self.run, self.announce = executor.run, executor.announce
         self.executor = executor
 
     @property
