@@ -3,7 +3,7 @@
 SPOOL ?= spool
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # One more than cores, since tests also wait.
 TESTERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
@@ -73,11 +73,12 @@ $(BIN)/python:
 # torch goes first and by its exact version, so that a CPU build at hand is taken before the registry's.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing darkroom into $(VENV) (torch is large: the first time takes minutes)'
-	@$(PIP) install --constraint constraints.txt '$(TORCH)'
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(INSTALL) '$(TORCH)'
+	@$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo 'Installing the tools for tests and checks'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing darkroom and the tools for tests and checks into $(VENV) (torch is large: the first time takes minutes)'
+	@$(INSTALL) '$(TORCH)'
+	@$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -249,6 +249,12 @@ def named(*names: str) -> list[Way]:
     return found
 
 
+Requests = dict[str, list[Path]]
+"""Digests of contents, and where each lies."""
+
+REQUESTS = ("request.", "job.json")
+
+
 class House:
     """A darkroom on a fast file system, made anew for each crash."""
 
@@ -298,14 +304,20 @@ class House:
             self.lifted += waker.lifted
         return True
 
-    def requests(self, *, entries: bool = False) -> dict[str, list[Path]]:
-        """Where each dropped content lies now; or each entry that became a job of its own."""
-        found: dict[str, list[Path]] = {}
-        for folder in ("inbox", "working", "done", "failed"):
-            for path in files_in(self.darkroom.root / folder):
-                if self._is_request(path, folder) and is_entry_file(data := path.read_bytes()) is entries:
+    def requests(self) -> Requests:
+        """Where each dropped content lies now."""
+        return self.requests_and_entries()[0]
+
+    def requests_and_entries(self) -> tuple[Requests, Requests]:
+        """And where each entry of a list that became a job of its own."""
+        requests: Requests = {}
+        entries: Requests = {}
+        for folder, beginnings in (("inbox", ()), *((each, REQUESTS) for each in ("working", "done", "failed"))):
+            for path in files_in(self.darkroom.root / folder, *beginnings):
+                if self._is_request(path, folder):
+                    found = entries if is_entry_file(data := path.read_bytes()) else requests
                     found.setdefault(hashlib.sha256(data).hexdigest(), []).append(path)
-        return found
+        return requests, entries
 
     def _is_request(self, path: Path, folder: str) -> bool:
         if folder == "inbox":
@@ -323,22 +335,26 @@ class House:
                     found[key].append(path.relative_to(self.darkroom.root).as_posix())
         return found
 
-    def hold_to_the_promise(self) -> None:
-        """At every instant: each job in exactly one place, no picture of one lost, what is published whole."""
+    def hold_to_the_promise(self) -> Requests:
+        """At every instant: each job in exactly one place, no picture of one lost, what is published whole.
+
+        Returns what there is, entries of lists too.
+        """
         assert all(self.pictures().values()), self.pictures()
-        found, entries = self.requests(), self.requests(entries=True)
+        found, entries = self.requests_and_entries()
         assert sorted(found) == self.contents
         assert all(len(paths) == 1 for paths in (*found.values(), *entries.values())), (found, entries)
         is_split = any(path.parent.name == "list" for (path,) in found.values() if "done" in path.parts)
         assert len(entries) == self.way.entries or not (entries or is_split), "a list in part"
         for base in (self.darkroom.done, self.darkroom.failed):
-            for folder in (file.parent for file in files_in(base) if file.name.startswith("request.")):
+            for folder in (file.parent for file in files_in(base, "request.")):
                 result = json.loads((folder / "result.json").read_bytes())
                 assert folder.relative_to(base).as_posix() == result["name"]
                 assert (folder / "error.json").exists() == (base == self.darkroom.failed)
                 for picture in result["pictures"]:
                     data = (folder / picture["file"]).read_bytes()
                     assert hashlib.sha256(data).hexdigest() == picture["sha256"]
+        return found | entries
 
     def finished(self) -> dict[tuple[str, int], tuple[int, str]]:
         """Pictures that are finished, in ``working/`` or published: name and inode to time written and content."""
@@ -352,8 +368,7 @@ class House:
 
     def hold_to_the_end(self) -> None:
         """After a restart: every job has the verdict it should, once, and nothing else lies about."""
-        self.hold_to_the_promise()
-        requests = self.requests() | self.requests(entries=True)
+        requests = self.hold_to_the_promise()
         found = {path.relative_to(self.darkroom.root).parent.as_posix() for (path,) in requests.values()}
         wanted = {f"done/{name}" for name in self.way.done} | {f"failed/{name}" for name in self.way.failed}
         assert found == wanted

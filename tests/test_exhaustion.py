@@ -106,7 +106,7 @@ def test_memory_that_another_program_takes_in_the_middle_is_a_step_down_and_give
     script = """
 job = make_job(model="seedling", width=1024, height=512, num_inference_steps=2, guidance_scale=1.0)
 engine._learned.learn = lambda *_: None
-for room in range(360, 100, -30):
+for room in range(360, 100, -60):
     first = brief(hogged(job, room << 20))
     if "tiled_vae" in first["rungs"]:
         break

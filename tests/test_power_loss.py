@@ -140,16 +140,16 @@ class Survivor(House):
         self.engine = Engine(self.darkroom, deaths=99 if self.way.deaths == 99 else 0)
         self.record = Record(self.way, self.top, record.spool, state, record.contents)
         self.darkroom.log = Diary(self.record)
-        self.contents = sorted(self.requests())
 
-    def examine(self, names: dict[str, str], *, owed: bool) -> Outcome:
+    def examine(self, names: dict[str, str], disk: Disk, *, owed: bool) -> Outcome:
         """Hold the state to the promise, as it is and after a restart."""
         found, published = self.requests(), self.published()
+        self.contents = sorted(found)
         try:
             assert not owed or set(found) == set(names), f"lost: {[names[key] for key in set(names) - set(found)]}"
             assert set(found) <= set(names), "half a job"
             self.hold_to_the_promise()
-            assert self.run(Disk(self.record.observe)), "it did not come to its end"
+            assert self.run(disk), "it did not come to its end"
             if len(found) == len(names):
                 self.hold_to_the_end()
             else:
@@ -164,13 +164,12 @@ class Survivor(House):
         return {
             file.parent.relative_to(self.top).as_posix(): digest(read_state(file.parent))
             for base in (self.darkroom.done, self.darkroom.failed)
-            for file in files_in(base)
-            if file.name.startswith("request.")
+            for file in files_in(base, "request.")
         }
 
     def results(self) -> dict[str, dict[str, Any]]:
         published = (self.darkroom.done, self.darkroom.failed)
-        files = [file for base in published for file in files_in(base) if file.name == "result.json"]
+        files = [file for base in published for file in files_in(base, "result.json")]
         return {result["id"]: result for result in (json.loads(file.read_bytes()) for file in files)}
 
 
@@ -326,7 +325,7 @@ class Look:
         if key not in self.outcomes:
             self.states += 1
             survivor = Survivor(record, state, self.base)
-            self.outcomes[key] = survivor.examine(record.contents, owed=record.owed)
+            self.outcomes[key] = survivor.examine(record.contents, Disk(), owed=record.owed)
             shutil.rmtree(survivor.top)
         return self.outcomes[key]
 
@@ -339,7 +338,7 @@ class Look:
             if chance.randrange(every):
                 continue
             survivor = Survivor(record, chance.choice(list(model.states(chance, MOST))), self.base)
-            survivor.examine(record.contents, owed=record.owed)
+            survivor.examine(record.contents, Disk(survivor.record.observe), owed=record.owed)
             again = survivor.record
             again.owed = record.owed
             again.said[:0] = [Said(0, said.event, said.fields) for said in record.said if said.after <= number]
