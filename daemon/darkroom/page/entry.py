@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -51,7 +51,7 @@ class Entry:
 
     def line(self) -> str:
         """As JSON that may stand in a script: in ASCII, and without ``<``."""
-        return json.dumps(asdict(self)).replace("<", r"\u003c")
+        return json.dumps(vars(self)).replace("<", r"\u003c")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Entry:
