@@ -37,7 +37,7 @@ _FIELDS = {"negative_prompt": "", "guidance_scale": 7.5, "clip_skip": 1, "long_p
 _STEPS = 6
 """Of each, from noise alone to hardly any."""
 
-_FLOAT = ("conv_in", "conv_out", "time_emb", "conv_shortcut", r"to_out\.0", r"ff\.net\.2")
+_FLOAT = ("conv_in", "conv_out", "time_emb", "add_embedding", "conv_shortcut", r"to_out\.0", r"ff\.net\.2")
 """Parts of the names of layers that stay as they are, and below those of kinds of operations."""
 
 _FLOAT_KINDS = ("ScaledDotProductAttention",)
