@@ -112,6 +112,9 @@ def test_waits_are_measured(tmp_path: Path) -> None:
     assert 0 < figures["python_s"] < figures["help_s"]
     assert figures["python_s"] < figures["daemon_ready_s"]
     assert 0.05 < figures["engine_ratio"] < 1.5
+    assert figures["drops"] == 20
+    assert 0 < figures["drop_idle_ms"] <= figures["drop_idle_p99_ms"]
+    assert 0 < figures["drop_rendering_ms"] <= figures["drop_rendering_p99_ms"]
     assert list(tmp_path.iterdir()) == []
 
 

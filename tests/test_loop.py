@@ -20,7 +20,7 @@ from PIL import Image
 from conftest import Darkroom
 from darkroom.config import Log
 from darkroom.events import Event
-from darkroom.executors import FakeExecutor, LocalExecutor
+from darkroom.executors import FakeExecutor, LocalExecutor, local
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
@@ -134,6 +134,18 @@ def test_a_typo_is_refused_while_another_job_is_rendered(darkroom: Darkroom) -> 
         until((darkroom.failed / "typo" / "error.json").exists)
         assert not (darkroom.done / "long").exists()
     assert len(darkroom.names("working")) == 1
+
+
+def test_an_engine_that_is_silent_does_not_keep_the_loop_from_what_comes(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "ALIVE_S", 3600.0)
+    darkroom.configure(engine={"stop_s": 0.2}, intake={"rescan_s": 3600})
+    darkroom.drop("long.json")
+    with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Hanging"))):
+        until(lambda: "model.loaded" in darkroom.log.events() or any(darkroom.working.glob("*/progress.json")))
+        darkroom.drop("typo.json", {"promt": "x"})
+        until((darkroom.failed / "typo" / "error.json").exists)
 
 
 def test_stopping_leaves_the_job_and_the_next_start_goes_on_with_its_seed(darkroom: Darkroom) -> None:

@@ -130,12 +130,12 @@ class Loop:
     def stop(self) -> None:
         """Ask to stop at the next step; safe in a signal handler."""
         self.stopping = True
-        self.waker.wake()
+        self._wake()
 
     def reload(self) -> None:
         """Ask to read the configuration again before the next job; safe in a signal handler."""
         self._reload_wanted = True
-        self.waker.wake()
+        self._wake()
 
     def startup(self) -> None:
         """Watch the inbox, say that we are ready."""
@@ -330,7 +330,12 @@ class Loop:
 
     def _hint(self, path: str | None) -> None:
         self.intake.hint(path)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Out of a sleep, or out of waiting for the engine."""
         self.waker.wake()
+        self.executor.nudge()
 
     def _sleep(self) -> None:
         if self.trouble.why or self.guard.trouble or self.spool.paused():

@@ -306,7 +306,7 @@ class Work:
                             self._take(record, event)
                         if not isinstance(event, Alive):
                             self.heard_at = self.clock()
-                        if self._look_around_at_times() and not record.late and ticket.cancel_wanted():
+                        if self._look_around_at_times(event) and not record.late and ticket.cancel_wanted():
                             raise Cancelled("The job was cancelled while it ran")
             refuse(record.job, record.failures)
         except DarkroomError:
@@ -337,8 +337,9 @@ class Work:
             self._take(record, record.late[0])
             record.late.pop(0)
 
-    def _look_around_at_times(self) -> bool:
-        if self.clock() - self.looked_around_at < LOOK_AROUND_S:
+    def _look_around_at_times(self, event: Event | None = None) -> bool:
+        """Where the engine is silent, or somebody asks for it, at once."""
+        if not isinstance(event, Alive) and self.clock() - self.looked_around_at < LOOK_AROUND_S:
             return False
         self.looked_around_at = self.clock()
         self.look_around()

@@ -51,6 +51,9 @@ class NoEngine:
     def announce(self, job: Job) -> None:
         """Nothing is made ready."""
 
+    def nudge(self) -> None:
+        """There is no one to wait for."""
+
     def start(self) -> None:
         """Nothing need be started."""
 

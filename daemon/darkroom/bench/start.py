@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -10,7 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +77,30 @@ def _run(*arguments: str) -> float:
 
 def _daemon(root: Path, *chosen: str) -> float:
     """From its start until it tells systemd that it is ready; it is stopped then."""
+    begin = time.perf_counter()
+    with running(root, *chosen):
+        return time.perf_counter() - begin
+
+
+@contextmanager
+def running(root: Path, *chosen: str, **environment: str) -> Iterator[None]:
+    """A daemon that has said that it is ready, until the end."""
     address = root.with_name("notify")
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         address.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
         notify.settimeout(_READY_WITHIN_S)
-        begin = time.perf_counter()
         daemon = subprocess.Popen(
             [sys.executable, "-m", "darkroom", "run", *chosen, "--root", str(root)],
-            env=_environment() | {"NOTIFY_SOCKET": str(address)},
+            env=_environment() | {"NOTIFY_SOCKET": str(address)} | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
             while b"READY=1" not in notify.recv(4096):
                 continue
-            return time.perf_counter() - begin
+            yield
         except TimeoutError:
             raise RenderFailed(f"The daemon was not ready after {_READY_WITHIN_S} s") from None
         finally:

@@ -102,15 +102,15 @@ def publish(
 def start(
     rounds: RoundsOption = 5, config: ConfigOption = None, folder: FolderOption = None, as_json: JsonOption = False
 ) -> None:
-    """How long one waits: for a command's answer, for a daemon that is ready, for an engine that has its model.
+    """How long one waits: for a command's answer, a daemon that is ready, an engine that has its model, a file's turn.
 
     [dim]darkroom bench start[/dim]
     """
-    from darkroom.bench.start import waits
     from darkroom.config import load
 
+    settings = load(config)
     with _place(folder) as place, _progress("rounds", as_json) as progress:
-        figures = waits(load(config), config, place, rounds, progress)
+        figures = _start(settings, config, rounds, place, progress)
     _show("start", figures, as_json)
 
 
@@ -154,7 +154,7 @@ def everything(config: ConfigOption = None, folder: FolderOption = None, as_json
     [dim]darkroom bench all
     darkroom bench all --json > figures.json[/dim]
     """
-    from darkroom.bench import publish, start
+    from darkroom.bench import publish
     from darkroom.bench import spool as bench
     from darkroom.bench.machine import about
     from darkroom.config import load
@@ -162,7 +162,7 @@ def everything(config: ConfigOption = None, folder: FolderOption = None, as_json
     settings = load(config)
     parts: dict[str, Callable[[Path, Callable[[int, int], None]], dict[str, Any]]] = {
         "spool": lambda place, progress: bench.against_the_floor(place, 300, progress),
-        "start": lambda place, progress: start.waits(settings, config, place, 5, progress),
+        "start": lambda place, progress: _start(settings, config, 5, place, progress),
         "publish": lambda place, progress: publish.against_a_null_sink(settings, place, 20, progress),
         "engine": lambda place, progress: _engine(config, None, None, None, None, None, 5, place, progress),
     }
@@ -174,6 +174,15 @@ def everything(config: ConfigOption = None, folder: FolderOption = None, as_json
             _show(name, found[name], as_json)
     if as_json:
         print(json.dumps({"bench": "all", **about(), **found}))
+
+
+def _start(
+    settings: Any, config_file: Path | None, rounds: int, place: Path, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    from darkroom.bench.drop import drops
+    from darkroom.bench.start import waits
+
+    return waits(settings, config_file, place, rounds, progress) | drops(config_file, place, 20 * rounds, progress)
 
 
 def _engine(

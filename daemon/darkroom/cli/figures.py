@@ -12,6 +12,10 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s"
 
 
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms"
+
+
 def _times(value: float) -> str:
     return f"[bold]{value:.2f}[/bold]"
 
@@ -54,6 +58,11 @@ _ROWS: dict[str, dict[str, tuple[str, _Sentence]]] = {
         "status_s": ("darkroom status", _seconds),
         "submit_s": ("darkroom submit", _seconds),
         "daemon_ready_s": ("daemon ready", _seconds),
+        "drops": ("files dropped", str),
+        "drop_idle_ms": ("taken when idle after", _milliseconds),
+        "drop_idle_p99_ms": ("99 of 100 of them", _milliseconds),
+        "drop_rendering_ms": ("refused while rendering after", _milliseconds),
+        "drop_rendering_p99_ms": ("99 of 100 of them", _milliseconds),
         "engine_ready_s": ("engine with its model", _seconds),
         "torch_s": ("import torch, read the model", _seconds),
         "engine_ratio": ("ratio", _times),

@@ -66,6 +66,10 @@ class Executor(Protocol):
         """As ``Engine.announce``. Raises nothing, and whatever else is run next."""
         ...
 
+    def nudge(self) -> None:
+        """From any thread or a signal handler: something else is to be seen to, so ``run`` yields ``Alive`` at once."""
+        ...
+
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """Run a job; yields an event (``Alive`` if there is none) at least a few times a second.
 

@@ -80,6 +80,9 @@ class FakeExecutor:
     def announce(self, job: Job) -> None:
         """There is nothing to do beforehand."""
 
+    def nudge(self) -> None:
+        """Its steps follow each other soon enough."""
+
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``."""
         yield from perform(self._engine, job, skip, lambda: False, images)

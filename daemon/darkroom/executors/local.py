@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -72,6 +73,12 @@ class LocalExecutor:
         if self._child is not None:
             with contextlib.suppress(MachineError):  # whoever runs a job there will hear of it
                 self._child.send(Next(job))
+
+    def nudge(self) -> None:
+        """As ``Executor.nudge``."""
+        child = self._child
+        if child is not None:
+            child.nudge()
 
     def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
         """As ``Executor.run``. Raises EngineDied, EngineStalled, or what the engine raised."""
@@ -178,6 +185,12 @@ class _Child:
         self.model: str | None = None
         """That of the last job."""
         self.pipe: Connection = Connection(ours.detach())
+        self._nudge, self._nudged = socket.socketpair()
+        self._poll = select.poll()
+        for end in (self._nudge, self._nudged):
+            end.setblocking(False)
+        for source in (self.pipe, self._nudged):
+            self._poll.register(source, select.POLLIN)
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._reader = threading.Thread(target=self._read, name="engine-output", daemon=True)
         self._reader.start()
@@ -204,10 +217,18 @@ class _Child:
         except OSError:
             raise self._death() from None
 
+    def nudge(self) -> None:
+        """End the wait for a message that is on, or the next one."""
+        with contextlib.suppress(OSError):  # full: it does not wait; closed: nobody does
+            self._nudge.send(b"\0")
+
     def receive(self, timeout: float) -> Any:
-        """The next message, None after ``timeout`` seconds without one. Raises EngineDied."""
+        """The next message, None after ``timeout`` seconds without one, or where a nudge came. Raises EngineDied."""
         try:
-            return self.pipe.recv() if self.pipe.poll(timeout) else None
+            ready = {end for end, _ in self._poll.poll(1000 * timeout)}
+            if self._nudged.fileno() in ready:
+                self._nudged.recv(4096)
+            return self.pipe.recv() if self.pipe.fileno() in ready else None
         except (EOFError, OSError):
             raise self._death() from None
         except Exception as error:
@@ -227,7 +248,8 @@ class _Child:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.pipe.close()
+        for end in (self.pipe, self._nudge, self._nudged):
+            end.close()
         self._reader.join(1)
 
 
