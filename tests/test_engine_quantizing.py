@@ -16,7 +16,7 @@ from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
 from darkroom.engine import openvino, quantizing
 from darkroom.engine.render import Engine
-from darkroom.events import Event, Loaded
+from darkroom.events import Alive, Event, Loaded
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
 
 pytest.importorskip("openvino")
@@ -70,6 +70,7 @@ def test_the_first_job_says_that_it_is_quantized_and_the_others_have_it(
 ) -> None:
     events, engine = first
     assert codes(events) == ["openvino_quantized"]
+    assert any(isinstance(event, Alive) for event in events), "its silence is taken for a stall"
     assert loaded(events).device.endswith(", openvino int8 and float32")
     assert {"openvino", "nncf"} <= loaded(events).versions.keys()
     made = pictures(events)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import torch
 
@@ -14,7 +16,7 @@ from darkroom.engine import host
 from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import is_guided
-from darkroom.engine.fetching import Fetching
+from darkroom.engine.fetching import ALIVE_S, Fetching
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.graphs import Graphs
@@ -30,7 +32,7 @@ from darkroom.engine.reuse import reuses
 from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
-from darkroom.events import Event, Loaded, Warned
+from darkroom.events import Alive, Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import passes
 
@@ -161,7 +163,7 @@ class Engine:
         yield Warned("openvino_failed", f"OpenVINO failed, and torch did the rest: {because}")
         yield from self._attempt(pipeline, job, skip, stopping, None, images, time.monotonic())
 
-    def _choose_backend(self, pipeline: Pipeline, job: Job, *, died: bool) -> Iterator[Warned]:
+    def _choose_backend(self, pipeline: Pipeline, job: Job, *, died: bool) -> Iterator[Event]:
         """Who runs the UNet in this job; said where it is not whom the config wants, or where that takes a while."""
         openvino = pipeline.openvino
         if openvino is None:
@@ -176,7 +178,7 @@ class Engine:
             yield Warned("openvino_converted", message)
         yield from self._quantize(pipeline, job)
 
-    def _quantize(self, pipeline: Pipeline, job: Job) -> Iterator[Warned]:
+    def _quantize(self, pipeline: Pipeline, job: Job) -> Iterator[Event]:
         """The UNet in 8 bits, where that is wanted and not done yet; said, and where it cannot be, why."""
         openvino = pipeline.openvino
         assert openvino is not None
@@ -188,7 +190,7 @@ class Engine:
             )
             self._draw_bound(self._models.find(job.model).size())
             try:
-                quantize(pipeline, job)
+                yield from _alive_while(partial(quantize, pipeline, job))
             except Unserved as error:
                 openvino.unquantized = str(error)  # until the engine's process is another one
             devices.free_memory(self._device)
@@ -317,3 +319,13 @@ class Engine:
 def _died_loading(death: Death | None) -> bool:
     """Then its parts are loaded one by one, each when it is needed."""
     return death is not None and death.plan is None and death.by_kernel is not False
+
+
+def _alive_while(work: Callable[[], None]) -> Iterator[Alive]:
+    """Do what takes minutes and has no steps. Raises what it does; whoever has enough of it waits for its end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        while not done.done():
+            wait([done], ALIVE_S)
+            yield Alive()
+        done.result()
