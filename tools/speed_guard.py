@@ -87,7 +87,7 @@ def parts(config: Config, folder: Path) -> list[Part]:
         Part("spool", lambda: against_the_floor(place(), 200, _quiet), [Floor("ratio", 0.9, 0.3)]),
         Part("publish", lambda: against_a_null_sink(config, place(), 10, _quiet), [Floor("ratio", 0.98, 0.6)]),
         Part("engine", whole_pictures, [Floor("pipeline_ratio", 1.0, 0.8), Floor("tutorial_ratio", 1.0, 0.8)]),
-        Part("frame", lambda: frame(config, "seedling", 3, _quiet), [Floor("step_us", 100, 500, most=True)]),
+        Part("frame", lambda: frame(config, "seedling", 3, _quiet), [Floor("step_us_ratio", 1.0, 0.5)]),
     ]
 
 
