@@ -40,7 +40,7 @@ class Borrowed:
     """An executor that outlives the loop that uses it."""
 
     def __init__(self, executor: LocalExecutor) -> None:
-        self.run, self.announce = executor.run, executor.announce
+        self.run, self.announce, self.nudge = executor.run, executor.announce, executor.nudge
         self.executor = executor
 
     @property

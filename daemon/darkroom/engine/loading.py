@@ -204,7 +204,7 @@ def _vae_format(
     settings: EngineSettings, device: torch.device, dtype: torch.dtype, vae_config: dict[str, Any]
 ) -> torch.memory_format:
     turned = lays_channels_last(settings, device, dtype, vae_config["block_out_channels"][0])
-    return torch.channels_last if turned else torch.contiguous_format
+    return torch.channels_last if turned else torch.preserve_format
 
 
 def _check_task(model: Model, channels: int, vae: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class Pipeline:
     """No negative prompt means zeros, not the embedding of an empty text (SDXL)."""
     vae_upcast: bool
     """The VAE overflows in float16 (SDXL) and is used in float32."""
-    vae_format: torch.memory_format = torch.contiguous_format
+    vae_format: torch.memory_format = torch.preserve_format
     """How what it works on lies in memory."""
     safety: Safety = "off"
     """What happens to pictures that the part ``safety_checker`` flags; there is none where this is off."""
