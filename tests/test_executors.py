@@ -83,20 +83,6 @@ def test_events_come_through_in_order_and_the_child_is_kept(darkroom: Darkroom, 
     assert executor.pid == pid
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's environment")
-@pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
-def test_the_child_asks_for_large_pages_unless_a_person_tuned_the_allocator(
-    own: str | None, darkroom: Darkroom, started: list[LocalExecutor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if own is not None:
-        monkeypatch.setenv("GLIBC_TUNABLES", own)
-    executor = executor_of(darkroom, "Fast", started)
-    spoken(executor.run(job_of(darkroom)))
-    environment = Path(f"/proc/{executor.pid}/environ").read_bytes().split(b"\0")
-    assert f"GLIBC_TUNABLES={own or 'glibc.malloc.hugetlb=1'}".encode() in environment
-
-
 def test_an_engine_hears_of_the_next_job_while_it_is_at_one(darkroom: Darkroom, started: list[LocalExecutor]) -> None:
     executor = executor_of(darkroom, "Told", started)
     executor.announce(job_of(darkroom))  # nobody is there to hear it

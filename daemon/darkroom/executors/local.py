@@ -29,15 +29,12 @@ ALIVE_S = 0.1
 
 _KEPT_LINES = 60
 
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "2000", "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_ENVIRONMENT = {"GOMP_SPINCOUNT": "2000", "MALLOC_ARENA_MAX": "1"}
 """Torch's threads spin only a moment while they wait for each other, then sleep. Left to spin long, a picture took 17
 times as long beside another program that wanted the same two cores (measured: 76 s against 4.4 s for four); never to
 spin costs half the speed on a quiet machine (5.8 s against 2.7 s for six).
 
-One heap for all threads: those that load a model would each get one of their own, which is never given back.
-
-Memory in pages of 2 MiB where the kernel gives them to who asks (``madvise``): a UNet's step faults 80,000 times less,
-which makes SD 1.5's 1.08 times as fast at 256² and 1.03 at 512² (measured on a CPU). glibc before 2.35 ignores it."""
+One heap for all threads: those that load a model would each get one of their own, which is never given back."""
 
 
 class LocalExecutor:
