@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ from darkroom.job import Job
 from darkroom.job.passes import passes
 
 
-class Planned:
+class Planned(ABC):
     """Which plan, and its phases: what is on the device in each, and how long they take."""
 
     def __init__(
@@ -77,9 +78,9 @@ class Planned:
         for rung, because in self.fitting.begin(death, unloaded):
             yield self._fallen(rung, because, used)
 
+    @abstractmethod
     def start_over(self) -> None:
         """The job is another now: what was made of it is of no use."""
-        raise NotImplementedError
 
     def _step_down(self, because: str, trace: str, used: int | None) -> Fallback:
         """Take the next smaller plan. Raises OutOfMemory where there is none."""
