@@ -107,8 +107,11 @@ def gain(painters: Sequence[Painter]) -> dict[str, dict[str, float]]:
     return {name: {"picture": ratio(0, own), "denoise": ratio(1, own)} for name, own in spent.items()}
 
 
-def cost(painters: Sequence[Painter], judge: judges.Judge, every: int) -> dict[str, dict[str, float]]:
-    """The evaluation's figures of each, and how far its pictures are from the first painter's."""
+def cost(painters: Sequence[Painter], judge: judges.Judge, every: int, seeds: int) -> dict[str, dict[str, float]]:
+    """The evaluation's figures of each, and how far its pictures are from the first painter's.
+
+    One in ``every`` prompts, each with so many ``seeds``.
+    """
     figures: dict[str, dict[str, float]] = {}
     first: list[list[Image.Image]] = []
     for painter in painters:
@@ -116,7 +119,7 @@ def cost(painters: Sequence[Painter], judge: judges.Judge, every: int) -> dict[s
         squares: list[float] = []
         away: list[float] = []
         for number, (prompts, score) in enumerate(evaluate.SCORED[:-1]):  # all but other sizes
-            asked = prompts()[::every]
+            asked = prompts()[::every] * seeds
             painted = [painter.paint(one.text, 1000 + seed) for seed, one in enumerate(asked)]
             if painter is painters[0]:
                 first.append(painted)
@@ -145,10 +148,13 @@ def main() -> None:
     parser.add_argument("shortcut", choices=CHOICES)
     parser.add_argument("--judge", type=Path, required=True, help="the judge's file; trained if it is not there")
     parser.add_argument("--every", type=int, default=2, help="so many prompts of the evaluation make one here")
+    parser.add_argument("--seeds", type=int, default=1, help="so many pictures of each of these prompts")
     arguments = parser.parse_args()
     painters = list(CHOICES[arguments.shortcut])
     judge = judges.load_or_train(arguments.judge)
-    print(json.dumps({"gain": gain(painters), "cost": cost(painters, judge, arguments.every)}, indent=2))
+    print(
+        json.dumps({"gain": gain(painters), "cost": cost(painters, judge, arguments.every, arguments.seeds)}, indent=2)
+    )
 
 
 if __name__ == "__main__":
