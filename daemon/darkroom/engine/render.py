@@ -242,7 +242,7 @@ class Engine:
             previews=self._previews,
             model_hash=model_hash,
             saves_beside=self._saves_beside,
-            graphs=self._graphs,
+            graphs=self._graphs if death is None else None,
             ahead=self._ahead,
             expected=self._expected if death is None else (),
             announced=lambda: self._announced,
