@@ -99,16 +99,16 @@ printf '[models.%s]\npath = "%s"\n' sd15 "$models/sd15" sdxl "$models/sdxl" >"$m
 
 make_model sd15 || true
 measure sd15 sd15 false 2 512 50 1 8
-measure sd15-graphs sd15 true 2 512 50 1 8
+measure sd15-graphs sd15 true 2 512 50 1
+echo "== tests"
+(cd "$here" && attempt 150 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/test_gpu_*.py) \
+    >gpu-tests.txt 2>&1 || true
+tail -n 1 gpu-tests.txt
 make_model sdxl || true
 measure sdxl sdxl false 2 1024 30 1
 measure sdxl-graphs sdxl true 2 1024 30 1
 echo "== memory formats"
 attempt 60 "$python" "$here/tools/gpu_figures.py" formats >gpu-formats.md || true
-table || true
 measure sdxl-batch sdxl false 1 1024 20 8
 measure sd15-768-graphs sd15 true 2 768 50 1
-echo "== tests"
-(cd "$here" && attempt 180 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider tests/test_gpu_*.py) >gpu-tests.txt 2>&1 || true
-tail -n 1 gpu-tests.txt
 cat gpu-table.md
