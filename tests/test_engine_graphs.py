@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darkroom.catalog import BUNDLED
 from darkroom.config import Config, EngineSettings
+from darkroom.engine import device as devices
 from darkroom.engine import graphs as engine_graphs
 from darkroom.engine.graphs import Graphs, OnCuda, Replays
 from darkroom.engine.memory import MemoryPlan
 from darkroom.engine.render import Engine
-from darkroom.engine.underway import UnderWay
+from darkroom.errors import EngineDied
 from darkroom.events import Event
 from darkroom.job import Hires
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
@@ -361,14 +362,26 @@ def test_what_is_replayed_wrongly_is_found_out_before_it_serves(
     assert tapes.tried == 1
 
 
-def test_a_job_that_the_engine_died_of_is_tried_again_without(recorded: Engine, tapes: Tapes, config: Config) -> None:
-    job = make_job(num_inference_steps=4)
-    UnderWay(config.engine.cache_dir or Path()).begin(job.id)  # and its process came to no end of it
-    events = render(recorded, job)
-    assert pictures(events) == pictures(render(Engine(config), job))
-    assert tapes.tried == 0
-    render(recorded, make_job(id="another", num_inference_steps=4))
+def test_a_job_that_an_engine_died_of_is_made_by_the_next_one_without(
+    recorded: Engine, tapes: Tapes, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(tape: Tape) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Tape, "__call__", poisoned)
+        # the recording's own trial takes it for a failure of the recording, and a card that is poisoned fails on
+        patches.setattr(devices, "free_memory", lambda device: poisoned(tapes.tapes[0]))
+        job = make_job(num_inference_steps=4)
+        with pytest.raises(EngineDied):
+            render(recorded, job)
+    following = Engine(config)
+    following._graphs = Graphs(CPU, tapes)
+    events = render(following, job)
+    assert pictures(events) == pictures(render(Engine(config), make_job(num_inference_steps=4)))
     assert tapes.tried == 1
+    render(following, make_job(id="another", num_inference_steps=4))
+    assert tapes.tried == 2
 
 
 class Unrecordable:
