@@ -32,11 +32,12 @@ LEVELS: dict[Part, Workload] = {"unet": Workload(640, 32), "vae": Workload(128, 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_both_ways_are_measured_and_nothing_stays_behind(part: Part, dtype: torch.dtype) -> None:
-    before = torch.cuda.memory_allocated()
     gain = channels_last_gain(CUDA, part, dtype, LEVELS[part])
     print(f"{part} in {dtype}: {gain:.2f}")
-    assert 0.05 < gain < 20
-    assert torch.cuda.memory_allocated() <= before + (64 << 20), "no more than the libraries' own"
+    before = torch.cuda.memory_allocated()  # what the libraries keep for themselves is in it now
+    again = channels_last_gain(CUDA, part, dtype, LEVELS[part])
+    assert 0.05 < gain < 20 and 0.05 < again < 20
+    assert torch.cuda.memory_allocated() <= before
 
 
 def test_the_choice_is_remembered_for_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
