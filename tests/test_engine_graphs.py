@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from darkroom.catalog import BUNDLED
 from darkroom.config import Config, EngineSettings
+from darkroom.engine import device as devices
 from darkroom.engine import graphs as engine_graphs
-from darkroom.engine.graphs import Graphs, Replays
+from darkroom.engine.graphs import Graphs, OnCuda, Replays
 from darkroom.engine.memory import MemoryPlan
 from darkroom.engine.render import Engine
+from darkroom.errors import EngineDied
 from darkroom.events import Event
 from darkroom.job import Hires
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
@@ -40,6 +42,7 @@ class Tape(TorchDispatchMode):
         self.replays = 0
         with self:
             self._made = look()
+        self.made = self._made.clone()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = operation(*args, **(kwargs or {}))
@@ -308,6 +311,106 @@ def test_any_other_failure_ends_recording_for_good_with_one_warning_a_job(
         assert "not permitted" in warned(events)[0].message
         assert pictures(events) == pictures(render(Engine(config), job))
     assert tapes.tried == 1
+
+
+class Wrong:
+    """Recordings that are replayed without an error, and wrongly."""
+
+    def __init__(self, tape: Tape, change: Callable[[torch.Tensor, Tape], torch.Tensor]) -> None:
+        self._tape, self._change = tape, change
+
+    def __call__(self) -> torch.Tensor:
+        return self._change(self._tape(), self._tape)
+
+
+def noisy(part: float) -> Callable[[torch.Tensor, Tape], torch.Tensor]:
+    def change(made: torch.Tensor, tape: Tape) -> torch.Tensor:
+        noise = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
+        return made + (part * noise * made.float().abs().mean()).to(made.dtype)
+
+    return change
+
+
+REPLAYED: dict[str, tuple[Callable[[torch.Tensor, Tape], torch.Tensor], bool]] = {
+    "what was recorded, whatever is given": (lambda made, tape: tape.made, True),
+    "nothing": (lambda made, tape: torch.zeros_like(made), True),
+    "no numbers": (lambda made, tape: made / 0, True),
+    "a tenth of noise": (noisy(0.1), True),
+    "rounded otherwise": (noisy(0.001), False),
+}
+
+
+@pytest.mark.parametrize(("change", "caught"), REPLAYED.values(), ids=REPLAYED)
+def test_what_is_replayed_wrongly_is_found_out_before_it_serves(
+    change: Callable[[torch.Tensor, Tape], torch.Tensor],
+    caught: bool,
+    recorded: Engine,
+    tapes: Tapes,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = Tapes.record
+    monkeypatch.setattr(Tapes, "record", lambda tapes, look: Wrong(record(tapes, look), change))
+    job = make_job(num_inference_steps=4)
+    events = render(recorded, job)
+    assert codes(events) == ["cuda_graphs_unused"] * caught
+    if caught:
+        assert "not what the UNet predicts" in warned(events)[0].message
+        assert pictures(events) == pictures(render(Engine(config), job))
+        assert len(recorded._graphs._kinds) == 0  # type: ignore[union-attr]
+        assert codes(render(recorded, make_job(num_inference_steps=4, width=72))) == ["cuda_graphs_unused"]
+    assert tapes.tried == 1
+
+
+def test_a_job_that_an_engine_died_of_is_made_by_the_next_one_without(
+    recorded: Engine, tapes: Tapes, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(tape: Tape) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Tape, "__call__", poisoned)
+        # the recording's own trial takes it for a failure of the recording, and a card that is poisoned fails on
+        patches.setattr(devices, "free_memory", lambda device: poisoned(tapes.tapes[0]))
+        job = make_job(num_inference_steps=4)
+        with pytest.raises(EngineDied):
+            render(recorded, job)
+    following = Engine(config)
+    following._graphs = Graphs(CPU, tapes)
+    events = render(following, job)
+    assert pictures(events) == pictures(render(Engine(config), make_job(num_inference_steps=4)))
+    assert tapes.tried == 1
+    render(following, make_job(id="another", num_inference_steps=4))
+    assert tapes.tried == 2
+
+
+class Unrecordable:
+    """A CUDA graph that cannot be ended once something was wrong."""
+
+    begun = 0
+
+    def capture_begin(self, **_: Any) -> None:
+        self.begun += 1
+
+    def capture_end(self) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_what_was_wrong_first_is_what_is_told_and_no_recording_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *of: ended.append(of), raising=False)
+    recorder = OnCuda(CPU)
+    recorder._pool = (0, 1)
+
+    def look() -> torch.Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder._captured(Unrecordable(), look)
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorder._captured(Unrecordable(), lambda: torch.zeros(1))
+    assert ended == [(0, (0, 1))] * 2
 
 
 def test_a_step_down_lets_go_of_what_is_recorded(

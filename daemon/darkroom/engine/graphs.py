@@ -5,11 +5,15 @@ A recording is of shapes, of number formats, of the weights' addresses and of th
 serves where all of these are the same and is passed by where one is not, so that nobody has to say what changed. All
 recordings share one pool of memory: they are replayed one after the other, and what one made is copied out at once.
 
+A recording is tried before it serves: it was made on zeros, is replayed on what is given then, and has to make of that
+what the UNet itself makes of it.
+
 What would break a recording, looked for in diffusers' forward for Stable Diffusion 1, 2 and XL: a timestep that lies on
 the CPU, which is copied over there (here it is a tensor of the GPU's, filled before). Nothing else leaves the GPU,
 waits for it, or branches on what a tensor holds: ``tests/test_engine_graphs.py`` runs that forward on tensors without
 content to see to it. Attention is torch's own kernel (tiles are for CPUs), and without dropout there is no random
-number. diffusers can fuse the projections of attention, which saves launches too: no gain where launches cost nothing.
+number. diffusers can fuse the projections of attention, which saves launches too (docs/benchmarks.md tells why it is
+left out).
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +31,7 @@ import torch
 
 from darkroom.engine import device as devices
 from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.served import by_name
 from darkroom.errors import first_line
 from darkroom.events import Warned
 
@@ -37,6 +43,10 @@ WORTH = 10
 
 _AHEAD = 2
 """Replays that may wait for the GPU: enough to keep it busy, and few enough that a step told is a step nearly done."""
+
+_DIFFERENCE = 0.01
+"""How far a recording's first prediction may be from the UNet's, as a part of that. The same kernels make both: this is
+what half precision may do to a number, and what was recorded wrong is off by all of it."""
 
 _cuda: Any = torch.cuda
 """Where its classes have no types."""
@@ -100,20 +110,26 @@ class Graphs:
             kinds.popitem(last=False)
         kind.looks += 1
         if kind.recording is None:
+            predicted = _call(unet, time, given)
             if kind.looks == 1 or kind.looks + to_come < WORTH:
-                return _call(unet, time, given), None
+                return predicted, None
             kind.prepare(given)
-            failure = self._record(kind, partial(_call, unet, kind.time, kind.inputs))
-            if failure is not None:
-                self._forget(unet, shapes, *failure)
-                return _call(unet, time, given), failure[0]
+            failure = self._record(kind, partial(_call, unet, kind.time, kind.inputs), time, given, predicted)
+            if failure is None:
+                return predicted, None
+            self._forget(unet, shapes, *failure)
+            return predicted, failure[0]
         return kind.replay(time, given), None
 
-    def _record(self, kind: _Kind, look: Look) -> tuple[str, bool] | None:
-        """Why it failed, and whether for want of memory."""
+    def _record(
+        self, kind: _Kind, look: Look, time: torch.Tensor, given: Tensors, predicted: torch.Tensor
+    ) -> tuple[str, bool] | None:
+        """Why it failed, and whether for want of memory. ``predicted`` is what a replay has to make of ``given``."""
         try:
             kind.recording = self._recorder.record(look)
-            return None
+            if _is_near(kind.replay(time, given), predicted):
+                return None
+            return "what was replayed is not what the UNet predicts", False
         except Exception as error:
             return first_line(error), devices.is_out_of_memory(error)
 
@@ -140,16 +156,18 @@ class _Kind:
     """What was last copied there. Most of it stays the same through a job."""
 
     def prepare(self, given: Tensors) -> None:
-        """Inputs that stay where they are, with what is given in them: the recording may be tried on it."""
-        self.inputs = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in given.items()}
+        """Inputs like what is given, that stay where they are. There is nothing in them yet."""
+        self.inputs = {
+            name: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for name, tensor in given.items()
+        }
         self.time = torch.zeros(1, dtype=torch.float32, device=given["sample"].device)
-        self.latest = dict(given)
+        self.latest = {}
 
     def replay(self, time: torch.Tensor, given: Tensors) -> torch.Tensor:
         """Its prediction, which nobody writes over: samplers remember, and float32 is not copied on its way to them."""
         assert self.recording is not None
         for name, tensor in given.items():
-            if self.latest[name] is not tensor:
+            if self.latest.get(name) is not tensor:
                 self.inputs[name].copy_(tensor)
         self.latest = dict(given)
         if time.device.type == "cpu":
@@ -207,21 +225,9 @@ class _StandIn:
         self._look, self._to_come = look, looks
 
     @torch.inference_mode()
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        *,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        given = {"sample": sample, "encoder_hidden_states": encoder_hidden_states, **(added_cond_kwargs or {})}
-        if timestep_cond is not None:
-            given["timestep_cond"] = timestep_cond
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **more: Any) -> tuple[torch.Tensor]:
         self._to_come -= 1
-        return (self._look(self._to_come, timestep, given),)
+        return (self._look(self._to_come, timestep, by_name(sample, **more)),)
 
 
 def _call(unet: Any, time: torch.Tensor, given: Tensors) -> torch.Tensor:
@@ -236,6 +242,12 @@ def _call(unet: Any, time: torch.Tensor, given: Tensors) -> torch.Tensor:
         return_dict=False,
     )[0]
     return predicted
+
+
+def _is_near(made: torch.Tensor, predicted: torch.Tensor) -> bool:
+    """Whether they are the same but for rounding. What is no number, or out of range, is so in both."""
+    made, predicted = (tensor.float().nan_to_num() for tensor in (made, predicted))
+    return bool((made - predicted).abs().mean() <= _DIFFERENCE * predicted.abs().mean())
 
 
 def _state(unet: torch.nn.Module) -> Any:
@@ -290,16 +302,30 @@ class OnCuda:
             before = torch.cuda.memory_reserved()
             graph = _cuda.CUDAGraph()
             with torch.cuda.stream(self._stream):
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    made = look()
-                finally:
-                    graph.capture_end()
+                made = self._captured(graph, look)
             torch.cuda.synchronize()
             self._reserved += torch.cuda.memory_reserved() - before
         recording = _CudaRecording(self._device, graph, made, self._ends)
         self._recordings.add(recording)
         return recording
+
+    def _captured(self, graph: Any, look: Look) -> torch.Tensor:
+        """What ``look`` returned, whose kernels are in ``graph`` now. Where it fails all is as before it began."""
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            try:
+                made = look()
+            except Exception:
+                with suppress(RuntimeError):  # what that says follows from what is raised here
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except Exception:
+            # torch before 2.12 allocates for a recording whose end failed for ever, and frees no memory from then on
+            with suppress(RuntimeError):  # where it is over, which is the rule
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            raise
+        return made
 
 
 class _CudaRecording:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from darkroom.catalog import Model, header_of
 from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
-from darkroom.engine.choosing import TYPICAL, Workload, choose_dtype, lays_channels_last, tiles_attention
+from darkroom.engine.choosing import TYPICAL, Part, Workload, choose_dtype, lays_channels_last, tiles_attention
 from darkroom.engine.device import is_out_of_memory
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.imports import unfilled_weights
@@ -66,6 +66,8 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         return _folder_loaders(model, texts, dtype)
 
     loaders = of_dtype(dtype)
+    vae_upcast = xl and dtype == torch.float16 and bool(vae_config.get("force_upcast", True))
+    vae_dtype = torch.float32 if vae_upcast else dtype
     if model.configured.vae is not None:
         loaders["vae"] = _other_vae(model, model.configured.vae, dtype)
     if model.configured.tiny_vae is not None:
@@ -93,8 +95,10 @@ def open_model(model: Model, settings: EngineSettings, device: torch.device, saf
         penultimate=xl,
         zero_empty_negative=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
         safety=safety,
-        vae_upcast=xl and dtype == torch.float16 and bool(vae_config.get("force_upcast", True)),
-        vae_format=_vae_format(settings, device, dtype, vae_config),
+        vae_upcast=vae_upcast,
+        channels_last=_channels_last(
+            settings, device, {"unet": (dtype, workload), "vae": (vae_dtype, _full(vae_config))}
+        ),
         openvino=openvino,
     )
 
@@ -161,7 +165,7 @@ def _open_flow(
         penultimate=not flux,
         zero_empty_negative=False,
         vae_upcast=False,
-        vae_format=_vae_format(settings, device, dtype, vae_config),
+        channels_last=_channels_last(settings, device, {"vae": (dtype, _full(vae_config))}),
         safety=safety,
         flow=flow,
         kind=getattr(diffusers, flow.pipeline),
@@ -200,11 +204,11 @@ def _vae_config(model: Model) -> dict[str, Any]:
     return model.read("vae/config.json")
 
 
-def _vae_format(
-    settings: EngineSettings, device: torch.device, dtype: torch.dtype, vae_config: dict[str, Any]
-) -> torch.memory_format:
-    turned = lays_channels_last(settings, device, dtype, vae_config["block_out_channels"][0])
-    return torch.channels_last if turned else torch.preserve_format
+def _channels_last(
+    settings: EngineSettings, device: torch.device, parts: Mapping[Part, tuple[torch.dtype, Workload]]
+) -> frozenset[str]:
+    """Those of them that are to work in that memory format."""
+    return frozenset(part for part, what in parts.items() if lays_channels_last(settings, device, part, *what))
 
 
 def _check_task(model: Model, channels: int, vae: dict[str, Any]) -> None:
@@ -375,3 +379,8 @@ def _workload(unet_config: dict[str, Any]) -> Workload:
     if not isinstance(widths, list) or len(widths) < 2 or not isinstance(size, int):
         return TYPICAL
     return Workload(channels=int(widths[1]), side=max(size // 2, 4))
+
+
+def _full(vae_config: dict[str, Any]) -> Workload:
+    """The VAE's first level, where a picture has its full size."""
+    return Workload(channels=int(vae_config["block_out_channels"][0]), side=512)

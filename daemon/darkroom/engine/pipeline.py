@@ -46,8 +46,8 @@ class Pipeline:
     """No negative prompt means zeros, not the embedding of an empty text (SDXL)."""
     vae_upcast: bool
     """The VAE overflows in float16 (SDXL) and is used in float32."""
-    vae_format: torch.memory_format = torch.preserve_format
-    """How what it works on lies in memory."""
+    channels_last: frozenset[str] = frozenset()
+    """Parts that work in that memory format. Those that come to a device have their weights in it there too."""
     safety: Safety = "off"
     """What happens to pictures that the part ``safety_checker`` flags; there is none where this is off."""
     openvino: OpenVino | None = None
@@ -125,6 +125,11 @@ class Pipeline:
     def size(self) -> int:
         """Bytes of the parts that are in memory."""
         return sum(self.sizes[name] for name in self.loaded)
+
+    @property
+    def vae_format(self) -> torch.memory_format:
+        """How what the VAE is given lies in memory."""
+        return torch.channels_last if "vae" in self.channels_last else torch.preserve_format
 
     def held(self) -> dict[str, int]:
         """Bytes of those that are in the device's memory: ``mapped`` from a file, or ``anonymous``."""
@@ -244,7 +249,8 @@ class Pipeline:
         else:
             self._stop_streaming(name)
             if _device_of(part) != self.device.type:
-                part.to(self.device)
+                turned = {"memory_format": torch.channels_last} if name in self.channels_last else {}
+                part.to(self.device, **turned)
         if name == "unet":
             self.slice_attention(plan.attention == "sliced")
 

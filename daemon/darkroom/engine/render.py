@@ -31,7 +31,7 @@ from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
 from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, EngineDied, RenderFailed, first_line
 from darkroom.events import Alive, Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import passes
@@ -82,13 +82,14 @@ class Engine:
         """
         stop_if(stopping)
         yield from self._fetching.fetch(self._models.find(job.model), stopping)
-        death = self._under_way.begin(job.id)
+        death, lives = self._under_way.begin(job.id), True
         try:
             yield from self._render(job, skip, stopping, death, images)
         except DarkroomError:
             raise
         except Exception as error:
             failure = devices.device_failure(error)
+            lives = not isinstance(failure, EngineDied)
             if failure is not None:
                 raise failure from None
             raise RenderFailed(
@@ -105,7 +106,8 @@ class Engine:
             if self._saving:
                 self._saving = False
                 host.save_memory(False)
-            self._under_way.end()
+            if lives:
+                self._under_way.end()
 
     def prepare(self, stopping: Stopping) -> None:
         """Load the default model, part by part, until ``stopping()``. Raises what the first job of it would.
@@ -242,7 +244,7 @@ class Engine:
             previews=self._previews,
             model_hash=model_hash,
             saves_beside=self._saves_beside,
-            graphs=self._graphs,
+            graphs=self._graphs if death is None else None,
             ahead=self._ahead,
             expected=self._expected if death is None else (),
             announced=lambda: self._announced,

@@ -119,19 +119,9 @@ class ServedUnet(Served):
 
         return (torch.from_numpy(attempt(infer)),)
 
-    def inputs(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        *,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-        return_dict: bool = False,
-    ) -> list[Any]:
+    def inputs(self, sample: torch.Tensor, timestep: torch.Tensor, **more: Any) -> list[Any]:
         """What a call is given, as OpenVINO takes it: arrays, one after the other."""
-        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
-        given |= dict(added_cond_kwargs or {}) | ({} if timestep_cond is None else {"timestep_cond": timestep_cond})
+        given = {"timestep": timestep, **by_name(sample, **more)}
         return [given[name].float().contiguous().numpy() for name in self._inputs]
 
     def _shapes(self, wanted: Shape) -> dict[int, list[int]]:
@@ -196,6 +186,19 @@ def inputs_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     if config.get("time_cond_proj_dim") is not None:
         names.append("timestep_cond")
     return tuple(names)
+
+
+def by_name(
+    sample: torch.Tensor,
+    *,
+    encoder_hidden_states: torch.Tensor,
+    timestep_cond: torch.Tensor | None = None,
+    added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+    return_dict: bool = False,
+) -> dict[str, torch.Tensor]:
+    """What diffusers' UNet is called with besides the time, by these names."""
+    given = {"sample": sample, "encoder_hidden_states": encoder_hidden_states, **(added_cond_kwargs or {})}
+    return given if timestep_cond is None else given | {"timestep_cond": timestep_cond}
 
 
 def attempt(work: Callable[[], Any]) -> Any:
