@@ -21,7 +21,7 @@ from darkroom.events import Alive, Event, Finished, Picture
 from darkroom.executors import FakeExecutor, LocalExecutor, local
 from darkroom.executors.messages import Ended
 from darkroom.job import NO_IMAGES, Images, Job
-from darkroom.spool import PAUSE, Call, Disk, Ticket, Verdict
+from darkroom.spool import PAUSE, Call, Disk, Ticket, Verdict, ticket
 
 
 class Story:
@@ -432,6 +432,43 @@ def test_a_death_of_the_engine_counts_against_the_job_that_it_had(darkroom: Dark
     darkroom.run_once(Engine(story, die), story.disk)
     assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [1, 3]
     assert [line for line in story.lines if line.startswith("publish")] == ["publish a", "publish b"]
+
+
+class Killed(BaseException):
+    """The daemon is gone: nothing that the code could catch, and the dead do not write."""
+
+
+@pytest.mark.parametrize(("boots", "attempts"), [(1, 1), (4, 2)])
+def test_a_daemon_that_is_killed_before_the_engine_has_the_job_that_was_claimed_ahead_costs_that_job_nothing(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch, boots: int, attempts: int
+) -> None:
+    """Where the machine went down as well, nobody knows: then it counts."""
+    drop(darkroom, "a", "b")
+    dead = False
+
+    def die(line: str) -> None:
+        nonlocal dead
+        if line == "made a":
+            dead = True
+            raise Killed
+
+    def refuse(call: Call) -> None:
+        if dead:
+            raise Killed
+
+    for kill in range(3):
+        dead = False
+        monkeypatch.setattr(ticket, "boot_id", lambda boot=kill % boots: f"boot {boot}")
+        loop = darkroom.loop(Engine(Story(darkroom), die), Disk(refuse), once=True)
+        with pytest.raises(Killed):
+            loop.run()
+        loop.spool.close()
+        assert len(list(darkroom.working.glob("*-b-*/attempt.1"))) == 1
+    monkeypatch.setattr(ticket, "boot_id", lambda: f"boot {boots - 1}")
+    story = Story(darkroom)
+    darkroom.run_once(Engine(story), story.disk)
+    assert [line for line in story.lines if line.startswith("engine")] == ["engine a", "engine b"]
+    assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [4, attempts]
 
 
 def test_an_engine_that_dies_when_all_is_made_costs_the_job_nothing(darkroom: Darkroom) -> None:

@@ -46,8 +46,6 @@ class Record:
     """Which model it found ready, in this attempt."""
     grid: str | None = None
     """The file of all pictures of a matrix."""
-    attempt: int | None = None
-    """The one that is on record already, though the engine is not woken yet."""
     claimed: dict[str, Any] | None = None
     """What the daemon's log is to say of it when its turn comes."""
     late: list[Event] = field(default_factory=list)

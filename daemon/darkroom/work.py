@@ -185,7 +185,7 @@ class Work:
             if isinstance(self._request(record), JobList):
                 return
             self._resolve(record)
-            record.attempt = ticket.begin_attempt()
+            ticket.prepare_attempt()
             self.executor.announce(record.job.at(running_order(record.job)[0]))
 
     def unprepare(self) -> None:
@@ -193,9 +193,8 @@ class Work:
         record = self.prepared
         if record is None:
             return
-        if record.attempt is not None:
-            with suppress(OSError, StorageTrouble):
-                record.ticket.forget_attempt(record.attempt)
+        with suppress(OSError, StorageTrouble):
+            record.ticket.unprepare_attempt()
         self.prepared = Record(record.ticket, record.request)
 
     def publish(self) -> None:
@@ -248,7 +247,7 @@ class Work:
             record.sheet = JobSheet(ticket, state.job.total, self.logger)
         while record.missing():
             self._refuse_repeat_offender(ticket)
-            number, record.attempt = record.attempt or ticket.begin_attempt(), None
+            number = ticket.begin_attempt()
             _write_log(ticket)
             try:
                 self._run(record)
