@@ -477,7 +477,7 @@ def test_check_looks_at_every_entry_of_a_list(darkroom: Darkroom, tmp_path: Path
     path = tmp_path / "night.json"
     path.write_text('[{"prompt": "a"},\n {"prompt": "b", "model": "seeding"},\n {"prompt": "c", "steps": 0}]')
     assert call(darkroom, "check", str(path), code=1).stdout.splitlines() == [
-        f'✗ {path}: entry 2: model: there is no model "seeding" (did you mean seedling?)',
+        f'✗ {path}: line 2, column 27: model: there is no model "seeding" (did you mean seedling?)',
         f"✗ {path}: line 3, column 27: steps: must be at least 1",
     ]
 

@@ -134,9 +134,12 @@ def test_a_recipe_of_cells_is_a_job_that_is_the_same() -> None:
         ({"seed": [1, 2, 1]}, "matrix.seed[2]: stands here twice"),
         ({"seed": list(range(1001))}, "matrix.seed: has 1,001 values"),
         ({"seed": list(range(40)), "guidance_scale": list(range(30))}, "matrix: is 1,200 pictures; at most 1,000"),
-        ({"model": ["seedling", "seeding"]}, 'There is no model "seeding"'),
-        ({"sampler": ["Euler", "Eula"]}, "in cell 2 (sampler Eula)"),
-        ({"width": [64, 4096]}, "must be at most 2048 here"),
+        ({"model": ["seedling", "seeding"]}, 'matrix.model[1]: there is no model "seeding" (did you mean seedling?).'),
+        ({"sampler": ["Eula", "Euler"], "schedule": ["karas"]}, 'matrix.sampler[0]: there is no sampler "Eula"'),
+        ({"sampler": ["Eula", "Euler"], "schedule": ["karas"]}, "(and 1 more)"),
+        ({"sampler": ["Euler", "PLMS"], "schedule": ["karras"]}, "in cell 2 (sampler PLMS, schedule karras)"),
+        ({"width": [64, 4096]}, "matrix.width[1]: must be at most 2048 here"),
+        ({"loras": [["blueprint"], [{"name": "bluprint"}]]}, 'matrix.loras[1]: there is no LoRA "bluprint"'),
     ],
 )
 def test_what_is_wrong_with_a_matrix_is_said_when_it_arrives(matrix: Any, said: str) -> None:

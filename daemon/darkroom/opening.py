@@ -42,7 +42,7 @@ def resolve(record: Record, request: Request, reader: Reader, spool: Spool, *, t
     ticket = record.ticket
     try:
         found = collect(ticket, request, spool)
-        found.refuse()
+        found.refuse(others=lambda: reader.lone_faults(request))
         job = reader.resolve(request, ticket.id, found.given)
     except InvalidRequest as error:
         raise placed(error, record.request or b"") from None
