@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
+from darkroom.cli.logs import show_logs
+from darkroom.cli.status import gather, summary, table
 from darkroom.config import Config, Limits
 from darkroom.errors import EngineDied, RenderFailed
 from darkroom.events import Alive, Event, Finished, Picture
@@ -213,6 +215,72 @@ def test_what_came_before_a_job_was_claimed_ahead_counts_and_what_comes_after_it
     assert darkroom.result("b")["job"]["negative_prompt"] == "blue"
 
 
+def test_an_urgent_job_goes_before_one_that_was_claimed_ahead_and_that_one_is_next_as_it_is(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c", seed=-1)
+    story = Story(darkroom)
+    seeds: list[int] = []
+
+    def more(line: str) -> None:
+        if line == "made a":
+            (state,) = darkroom.working.glob("*-b-*/job.json")
+            seeds.append(json.loads(state.read_bytes())["job"]["seed"])
+            drop(darkroom, "!now", "!then", "d")
+            loop.intake.look_afresh()
+
+    loop = darkroom.loop(Engine(story, more), story.disk, once=True)
+    loop.run()
+    assert [line for line in story.lines if line.startswith(("claim", "engine", "publish"))] == [
+        *("claim a", "engine a", "claim b", "claim !now", "engine !now", "publish a"),
+        *("claim !then", "engine !then", "publish !now", "engine b", "publish !then"),
+        *("claim c", "engine c", "publish b", "claim d", "engine d", "publish c", "publish d"),
+    ]
+    result = darkroom.result("b")
+    assert (result["attempts"], result["job"]["seed"]) == (1, seeds[0])
+
+
+def test_an_urgent_job_that_was_claimed_ahead_goes_before_those_that_came_later(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "!b")
+    (darkroom.inbox / "!b.json").rename(darkroom.root / "!b.json")
+    story = Story(darkroom)
+
+    def more(line: str) -> None:
+        if line == "engine a":
+            (darkroom.root / "!b.json").rename(darkroom.inbox / "!b.json")
+        if line == "made a":
+            drop(darkroom, "!c")
+        loop.intake.look_afresh()
+
+    loop = darkroom.loop(Engine(story, more), story.disk, once=True)
+    loop.run()
+    assert [line for line in story.lines if line.startswith("engine")] == ["engine a", "engine !b", "engine !c"]
+
+
+def test_a_job_that_was_claimed_ahead_is_shown_among_those_that_wait(
+    darkroom: Darkroom, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drop(darkroom, "a", "b", "c", "d")
+    told: list[dict[str, Any]] = []
+    lines: list[str] = []
+
+    def look(line: str) -> None:
+        if line == "made a":
+            told.append(gather(darkroom.spool()) | {"health": loop.turns.waiting})
+            lines.append(summary(told[0]))
+            show_logs(None, None, darkroom.root, follow=False, as_json=True)
+
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story, look), story.disk, once=True)
+    loop.run()
+    (status,) = told
+    (running,) = status["working"]
+    assert (running["name"], status["next"], status["waiting"], status["health"]) == ("a", ["b"], 3, 3)
+    assert "3 waiting (next b), a" in lines[0]
+    assert "next b" in table(status)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["name"] == "a"
+    (after,) = [gather(darkroom.spool())]
+    assert (after["working"], after["next"], after["waiting"], after["done"]) == ([], [], 0, 4)
+
+
 def test_a_job_that_was_claimed_ahead_is_not_forgotten_for_one_that_comes_first_after_all(darkroom: Darkroom) -> None:
     drop(darkroom, "a", "b", "c")
     story = Story(darkroom)
@@ -248,6 +316,29 @@ def test_the_engine_is_told_which_job_is_next_and_of_none_where_none_is(darkroom
 
     darkroom.run_once(Told(Story(darkroom)))
     assert told == [("a", "b"), ("b", "d")]
+
+
+def test_the_engine_is_told_of_a_matrix_s_next_cell_and_after_the_last_of_the_next_job(darkroom: Darkroom) -> None:
+    prompts = ["one", "two", "three", "four"]
+    darkroom.drop("a.json", {"matrix": {"prompt": prompts}, "steps": 1, "width": 64, "height": 64, "seed": 1})
+    drop(darkroom, "b")
+    told: list[tuple[str, str]] = []
+
+    class Told(Engine):
+        job: Job
+
+        def announce(self, job: Job) -> None:
+            told.append((self.job.prompt, job.prompt))
+
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            self.job = job
+            if job.prompt == "two":
+                raise RenderFailed("not this one")
+            yield from super().run(job, skip, images)
+
+    darkroom.run_once(Told(Story(darkroom)))
+    assert told == [("one", "two"), ("three", "four"), ("four", "b")]
+    assert (darkroom.names("done"), darkroom.names("failed")) == (["b"], ["a"])
 
 
 def test_another_configuration_comes_between_two_jobs_and_what_was_claimed_ahead_goes_by_it(

@@ -297,8 +297,8 @@ class Work:
                         if not begun:
                             begun = True
                             self._begun(record)
-                        if isinstance(event, Ending) and record.ends():
-                            self._prepare_next()
+                        if isinstance(event, Ending):
+                            self._prepare_next(record)
                         if record.late or record.is_last(event):
                             record.late.append(event)
                         else:
@@ -323,7 +323,11 @@ class Work:
             self.viewer.claimed(ticket, record.job)
         self.heard_at = self.clock()
 
-    def _prepare_next(self) -> None:
+    def _prepare_next(self, record: Record) -> None:
+        """The next cell of the job, or the next job."""
+        if (cell := record.following()) is not None:
+            self.executor.announce(record.job.at(cell))
+            return
         try:
             self.ahead()
         except Exception as bug:

@@ -13,7 +13,7 @@ from darkroom.cli.control import running, waiting
 from darkroom.cli.status import existing_spool
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, results, slug
+from darkroom.spool import Spool, Ticket, results, slug
 from darkroom.spool.ticket import LOG, RESULT
 from darkroom.visible import visible
 
@@ -64,9 +64,11 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
 
 def _latest(spool: Spool) -> Path:
     """The one that runs, else the last that ended."""
-    at_work = [folder for _, folder in running(spool)]
-    if at_work:
-        return at_work[-1]
+    claimed = [folder for _, folder in running(spool)]
+    tickets = (Ticket.load(folder, spool.disk) for folder in claimed)
+    at_work = [ticket.folder for ticket in tickets if ticket is not None and ticket.count_attempts()]
+    if at_work or claimed:
+        return (at_work or claimed)[-1]
     health = read_health(spool.root)
     for recent in health.recent if health is not None else ():
         folder = (spool.done if recent.status == "done" else spool.failed) / recent.name

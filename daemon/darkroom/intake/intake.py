@@ -220,13 +220,15 @@ class Intake:
             if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
                 yield self._leaving(candidate)
 
-    def take(self, loaded: str | None = None) -> Arrival | None:
+    def take(self, loaded: str | None = None, *, urgent: bool = False) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed.
 
-        ``loaded`` is the model that a job would not have to wait for.
+        ``loaded`` is the model that a job would not have to wait for. ``urgent``: only one that goes before all others.
         """
         order = self._waiting.order
         while self._complete and (candidate := order.first()) is not None:
+            if urgent and candidate.queue != URGENT:
+                return None
             if self._waiting.changed(candidate, self.clock()):
                 continue
             if self._judging.is_ready(candidate):
