@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
+from darkroom.cli.control import cancel
 from darkroom.cli.logs import show_logs
 from darkroom.cli.status import gather, summary, table
 from darkroom.config import Config, Limits
@@ -266,6 +267,7 @@ def test_a_job_that_was_claimed_ahead_is_shown_among_those_that_wait(
         if line == "made a":
             told.append(gather(darkroom.spool()) | {"health": loop.turns.waiting})
             lines.append(summary(told[0]))
+            cancel(["b", "a"], None, darkroom.root, as_json=False)
             show_logs(None, None, darkroom.root, follow=False, as_json=True)
 
     story = Story(darkroom)
@@ -276,9 +278,11 @@ def test_a_job_that_was_claimed_ahead_is_shown_among_those_that_wait(
     assert (running["name"], status["next"], status["waiting"], status["health"]) == ("a", ["b"], 3, 3)
     assert "3 waiting (next b), a" in lines[0]
     assert "next b" in table(status)
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["name"] == "a"
-    (after,) = [gather(darkroom.spool())]
-    assert (after["working"], after["next"], after["waiting"], after["done"]) == ([], [], 0, 4)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:2]] == ["will not be begun", "stops at its next step"]
+    assert json.loads(said[2])["name"] == "a"
+    after = gather(darkroom.spool())
+    assert (after["working"], after["next"], after["waiting"], after["done"], after["failed"]) == ([], [], 0, 3, 1)
 
 
 def test_a_job_that_was_claimed_ahead_is_not_forgotten_for_one_that_comes_first_after_all(darkroom: Darkroom) -> None:
@@ -560,6 +564,10 @@ def test_a_daemon_that_is_killed_before_the_engine_has_the_job_that_was_claimed_
     darkroom.run_once(Engine(story), story.disk)
     assert [line for line in story.lines if line.startswith("engine")] == ["engine a", "engine b"]
     assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [4, attempts]
+    claims = [fields["name"] for fields in darkroom.log.of("job.claimed")]
+    assert claims == ["a", "b"], "each is told once: b when its turn has come"
+    events = [json.loads(line)["event"] for line in (darkroom.done / "b" / "log.jsonl").read_text().splitlines()]
+    assert events == ["job.claimed", "model.loaded", "picture.saved", "job.done"]
 
 
 def test_an_engine_that_dies_when_all_is_made_costs_the_job_nothing(darkroom: Darkroom) -> None:

@@ -171,6 +171,7 @@ def test_submit_and_wait_ends_with_the_path_or_the_reason(darkroom: Darkroom) ->
         assert done.stdout.strip() == str(darkroom.done / "a-red-circle")
         done = call(darkroom, "submit", "a red circle", "--wait")
         assert done.stdout.strip() == str(darkroom.done / "a-red-circle~2")
+        assert done.stderr == ""
 
 
 def test_run_once_ends_with_1_if_a_job_failed(darkroom: Darkroom) -> None:

@@ -20,7 +20,7 @@ class Say(Protocol):
         """With its fields."""
 
 
-def known(ticket: Ticket, spool: Spool, say: Say) -> Record:
+def known(ticket: Ticket, spool: Spool, say: Say, *, tells_prompts: bool) -> Record:
     """What is known of a job so far, from its folder. Raises StorageTrouble."""
     try:
         request = spool.read_request(ticket)
@@ -34,6 +34,8 @@ def known(ticket: Ticket, spool: Spool, say: Say) -> Record:
         for index, path in ticket.pictures().items():
             if not record.found(index, path):
                 say("picture.damaged", ticket, level="warning", file=path.name)
+        if not ticket.log_size():
+            _claimed(record, tells_prompts)  # ahead of its turn, by a daemon that did not live to say so
     return record
 
 
@@ -48,6 +50,12 @@ def resolve(record: Record, request: Request, reader: Reader, spool: Spool, *, t
         raise placed(error, record.request or b"") from None
     record.state = State(job=job, started_at=record.started_at)
     ticket.save_state(record.state)
+    _claimed(record, tells_prompts)
+
+
+def _claimed(record: Record, tells_prompts: bool) -> None:
+    """To be said in the daemon's log when its turn comes."""
+    ticket, job = record.ticket, record.job
     said = {"prompt": strict_json.shown(job.prompt)} if tells_prompts else {}
     record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
     ticket.log("job.claimed", record.claimed)

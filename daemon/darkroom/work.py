@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom.attempts import refuse_another, refuse_repeat_offender
 from darkroom.cells import one_of_many, refuse, run_cell
 from darkroom.collect import images_of
 from darkroom.config import Config
@@ -20,10 +21,8 @@ from darkroom.errors import (
     DarkroomError,
     DeviceGone,
     EngineDied,
-    EngineKilled,
     EngineStalled,
     JobError,
-    OutOfMemory,
     RenderFailed,
     Stopped,
     StorageTrouble,
@@ -43,9 +42,6 @@ from darkroom.spool import Spool, Ticket, timestamp
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
-
-MAX_INTERRUPTED = 100
-"""A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
 
 
 @dataclass
@@ -229,7 +225,7 @@ class Work:
         self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
-        return known(ticket, self.spool, self._say)
+        return known(ticket, self.spool, self._say, tells_prompts=self.config.log.prompts)
 
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
@@ -245,8 +241,9 @@ class Work:
         assert state is not None
         if state.job.total > 1 and state.job.matrix is None and self.config.output.contact_sheet:
             record.sheet = JobSheet(ticket, state.job.total, self.logger)
+        most = self.config.executor.max_attempts
         while record.missing():
-            self._refuse_repeat_offender(ticket)
+            refuse_repeat_offender(ticket, most)
             number = ticket.begin_attempt()
             _write_log(ticket)
             try:
@@ -258,24 +255,8 @@ class Work:
                 ticket.end_attempt(number, error.reason)
                 self.health.update(engine_restarts=self.health.report.engine_restarts + 1)
                 self._say("engine.died", ticket, level="error", attempt=number, why=error.message)
-                deaths = sum(attempt.ended is not None for attempt in ticket.attempts())
-                if record.missing() and deaths >= self.config.executor.max_attempts:
-                    message = f"{error.message}; this was attempt {deaths}, the last"
-                    if isinstance(error, EngineKilled):
-                        message += ": ask for a smaller picture, or give darkroom more memory"
-                        raise OutOfMemory(message, trace=error.trace) from None
-                    raise type(error)(message, trace=error.trace) from None
-
-    def _refuse_repeat_offender(self, ticket: Ticket) -> None:
-        """What earlier daemons lived through with this job counts. Raises EngineDied, EngineStalled."""
-        attempts = ticket.attempts()
-        deaths = [attempt.ended for attempt in attempts if attempt.ended is not None]
-        if len(deaths) >= self.config.executor.max_attempts:
-            kind = EngineStalled if deaths[-1] == "engine-stalled" else EngineDied
-            raise kind(f"The engine ended {len(deaths)} times on this job; the daemon ended before it could say so")
-        cut_short = len(attempts) - len(deaths)
-        if cut_short >= MAX_INTERRUPTED:
-            raise EngineDied(f"The daemon itself ended {cut_short} times while it worked on this job")
+                if record.missing():
+                    refuse_another(ticket, error, most)
 
     def _run(self, record: Record) -> None:
         """One attempt, event by event. What comes with the last picture is taken when the engine has the next job."""

@@ -82,8 +82,10 @@ def _cancel(spool: Spool, name: str) -> list[str]:
                 done.append(f"taken out of the inbox: {path}")
         for known, folder in running(spool):
             if name in (known, folder.name):
+                ticket = Ticket.load(folder, spool.disk)
+                begun = ticket is None or ticket.count_attempts()
                 _write(spool, folder / CANCEL, "")
-                done.append(f"stops at its next step: {folder.name}")
+                done.append(f"{'stops at its next step' if begun else 'will not be begun'}: {folder.name}")
         if done:
             return done
     return []

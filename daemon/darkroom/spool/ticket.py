@@ -347,7 +347,7 @@ class Ticket:
     def log(self, event: str, fields: Mapping[str, Any], *, last: bool = False) -> None:
         """A line of log.jsonl, which ``write_log`` writes with the others since. ``last`` is written however many."""
         if self._logged is None:
-            self._logged = 0 if self.fresh else self._log_size()
+            self._logged = 0 if self.fresh else self.log_size()
         if self._logged > MOST_LOG_BYTES and not last:
             return
         said = {key: _cut(value) for key, value in fields.items()}
@@ -359,7 +359,8 @@ class Ticket:
         self._lines.append(strict_json.line(said) + b"\n")
         self._logged = (self._logged or 0) + len(self._lines[-1])
 
-    def _log_size(self) -> int:
+    def log_size(self) -> int:
+        """How many bytes log.jsonl has; 0 where there is none."""
         try:
             return os.stat(self.at(LOG)).st_size
         except OSError:
