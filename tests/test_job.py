@@ -730,6 +730,28 @@ def test_what_a_fault_leads_to_is_no_fault(catalog: Catalog) -> None:
     assert [error.field for error in caught.value.errors] == ["init_imag", "sampler", "modle"]
 
 
+@pytest.mark.parametrize(
+    ("varies", "places"),
+    [
+        (
+            {"matrix": {"prompt": ["a", 7], "steps": ["x", 20], "model": [True, "seedlin"]}},
+            ["matrix.prompt[1]", "matrix.steps[0]", "matrix.model[0]", "matrix.model[1]"],
+        ),
+        (
+            {"cells": [{"prompt": "", "model": "seedlin"}, 5, {"prompt": "a", "sampler": "Eulr", "seed": -2}]},
+            ["cells[0].prompt", "cells[0].model", "cells[1]", "cells[2].sampler", "cells[2].seed"],
+        ),
+        ({"matrix": {"prompt": "a"}, "model": "seedlin"}, ["matrix.prompt", "model"]),
+    ],
+)
+def test_in_a_matrix_too_and_a_prompt_that_varies_is_one(
+    catalog: Catalog, varies: dict[str, Any], places: list[str]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(json.dumps(varies).encode(), others=lambda request: lone_faults(request, Config(), catalog))
+    assert [error.field for error in caught.value.errors] == places
+
+
 def test_a_dynamic_prompt_that_cannot_be_read_does_not_hide_what_else_is_wrong(catalog: Catalog) -> None:
     fields = {"prompt": "a {b| <lora:{c|d}:1>", "dynamic": True, "model": "seedlin"}
     with pytest.raises(InvalidRequest) as caught:

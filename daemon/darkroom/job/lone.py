@@ -26,8 +26,8 @@ def lone_faults(request: Request, config: Config, catalog: Catalog) -> list[Fiel
     dynamic = config.prompts.dynamic if request.dynamic is None else request.dynamic
     faults: dict[str, FieldError] = {}
     for place, field, value in _values(request):
-        if field == "prompt" and dynamic:
-            continue  # whose words are not chosen yet
+        if value is None or (field == "prompt" and dynamic):
+            continue  # wrong in another way, or not chosen yet
         with suppress(ModelUnavailable):  # which is told when all else is well
             for fault in _faults(place, field, value, config.limits, catalog):
                 faults.setdefault(f"{fault.field} {fault.message}", fault)
@@ -54,7 +54,7 @@ def _values(request: Request) -> Iterator[tuple[str, str, Any]]:
     cells, matrix = request.cells or [], request.matrix or {}
     for field, value in request:
         varies = field in matrix or (cells and all(field in cell for cell in cells))
-        if value is not None and not varies:
+        if not varies:
             yield field, field, value
     if cells:
         for index, cell in enumerate(cells):
