@@ -273,7 +273,6 @@ class Ticket:
         """Put on record that the engine is about to be woken: then ``begin_attempt`` does not wait for the disk."""
         number = len(self._known_attempts()) + 1
         self._write_attempt(number, Attempt(boot_id=boot_id(), prepared=True))
-        self.disk.sync_folder(self.place)
         self._prepared = number
 
     def unprepare_attempt(self) -> None:
@@ -283,20 +282,20 @@ class Ticket:
             self.forget_attempt(number)
 
     def begin_attempt(self) -> int:
-        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1.
-
-        The name is what counts and is durable; the content need not be.
-        """
+        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1."""
         number, attempt = len(self._known_attempts()) + 1, Attempt(boot_id=boot_id())
-        self._write_attempt(number, attempt)
-        if self._prepared != number:
-            self.disk.sync_folder(self.place)
+        if self._prepared == number:
+            self.disk.replace(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        else:
+            self._write_attempt(number, attempt)
         self._prepared = None
         self._known_attempts()[number] = attempt
         return number
 
     def _write_attempt(self, number: int, attempt: Attempt) -> None:
+        """The name is what counts and is durable; the content need not be."""
         self.disk.write(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        self.disk.sync_folder(self.place)
 
     def end_attempt(self, number: int, ended: Literal["engine-died", "engine-stalled"]) -> None:
         """Put on record that the engine died or hung on this job."""
