@@ -154,11 +154,13 @@ def test_what_is_wrong_with_a_preset_is_said_before_the_daemon_starts(
 def test_presets_are_listed_when_all_is_looked_over() -> None:
     from darkroom.check import _presets
 
-    config = Config(presets={"portrait": {"steps": 3}, "bad": {"model": "nothing"}})  # type: ignore[arg-type]
+    config = Config(presets={"portrait": {"steps": 3}, "bad": {"model": "nothing", "steps": 5, "sampler": "Hen"}})  # type: ignore[arg-type]
     findings = {finding.what: finding for finding in _presets(config)}
     assert findings["preset portrait"].message == "inbox/portrait/: num_inference_steps 3"
     assert not findings["preset bad"].ok
-    assert read_presets(config)["bad"] == {"model": "nothing"}
+    said = 'model: there is no model "nothing" (there are: seedling); sampler: there is no sampler "Hen" (one of: Heun)'
+    assert findings["preset bad"].message == said
+    assert read_presets(config)["bad"]["model"] == "nothing"
 
 
 def test_a_picture_in_the_folder_of_a_preset_with_strength_is_begun_with(darkroom: Darkroom) -> None:

@@ -187,7 +187,7 @@ def _presets(config: Config) -> Iterator[Finding]:
         try:
             resolve(Request.model_validate({"prompt": "a", **fields}), config, Catalog(config.models), "checked")
         except DarkroomError as error:
-            yield Finding(what, False, error.message)
+            yield Finding(what, False, "; ".join(_told(error)))
             continue
         said = ", ".join(f"{field} {json.dumps(value, ensure_ascii=False)}" for field, value in fields.items())
         yield Finding(what, True, f"inbox/{name}/: {said or 'changes nothing'}")
