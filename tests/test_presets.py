@@ -158,7 +158,9 @@ def test_presets_are_listed_when_all_is_looked_over() -> None:
     findings = {finding.what: finding for finding in _presets(config)}
     assert findings["preset portrait"].message == "inbox/portrait/: num_inference_steps 3"
     assert not findings["preset bad"].ok
-    said = 'model: there is no model "nothing" (there are: seedling); sampler: there is no sampler "Hen" (one of: Heun)'
+    said = (
+        'model: there is no model "nothing" (did you mean seedling?); sampler: there is no sampler "Hen" (one of: Heun)'
+    )
     assert findings["preset bad"].message == said
     assert read_presets(config)["bad"]["model"] == "nothing"
 
