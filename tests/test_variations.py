@@ -168,7 +168,7 @@ def test_what_is_wrong_with_cells_is_said(cells: Any, said: str) -> None:
 
 def test_the_number_of_pictures_is_bounded_here_too() -> None:
     config = Config(limits={"max_count": 10})  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest, match=r"4 cells × 3 are 12 pictures \(here it is 10\)"):
+    with pytest.raises(InvalidRequest, match=r"4 cells × 3 are 12 pictures \(at most 10 are allowed here\)"):
         job(config, count=3, matrix={"seed": [1, 2, 3, 4]})
     assert "is 500 × 3 = 1,500 pictures" in refusal(count=3, matrix={"seed": list(range(500))})
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from darkroom.cli.control import running, waiting
+from darkroom.cli.control import is_begun, running, waiting
 from darkroom.cli.status import existing_spool
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, Ticket, results, slug
+from darkroom.spool import Spool, results, slug
 from darkroom.spool.ticket import LOG, RESULT
 from darkroom.visible import visible
 
@@ -65,8 +65,7 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
 def _latest(spool: Spool) -> Path:
     """The one that runs, else the last that ended."""
     claimed = [folder for _, folder in running(spool)]
-    tickets = (Ticket.load(folder, spool.disk) for folder in claimed)
-    at_work = [ticket.folder for ticket in tickets if ticket is not None and ticket.count_attempts()]
+    at_work = [folder for folder in claimed if is_begun(spool, folder)]
     if at_work or claimed:
         return (at_work or claimed)[-1]
     health = read_health(spool.root)

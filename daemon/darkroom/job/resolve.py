@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -51,8 +51,8 @@ def resolve(
         cells = cells_of(request)
         if not cells:
             return _decide(request, config, catalog, id, pictures)
-        _check_number(len(cells), request.count or 1, config)
-        if faults := lone_faults(request, config, catalog):
+        faults = [*_too_many(len(cells), request.count or 1, config), *lone_faults(request, config, catalog)]
+        if faults:
             raise InvalidRequest.of(_CANNOT, faults)
         jobs = [
             _decide_cell(request, cell, number, config, catalog, id, pictures) for number, cell in enumerate(cells, 1)
@@ -70,14 +70,11 @@ def _with_words(request: Request, config: Config, catalog: Catalog) -> Request:
         raise InvalidRequest.of(NOT_DYNAMIC, [*error.errors, *lone_faults(request, config, catalog)]) from None
 
 
-def _check_number(cells: int, count: int, config: Config) -> None:
+def _too_many(cells: int, count: int, config: Config) -> Iterator[FieldError]:
     limit = config.limits.max_count
-    if cells * count <= limit:
-        return
-    fault = FieldError(
-        f"{cells:,} cells × {count:,} are {cells * count:,} pictures", "matrix", hint=f"here it is {limit}"
-    )
-    raise InvalidRequest.of(_CANNOT, [fault])
+    if cells * count > limit:
+        message = f"{cells:,} cells × {count:,} are {cells * count:,} pictures"
+        yield FieldError(message, "matrix", hint=f"at most {limit:,} are allowed here")
 
 
 def _decide_cell(
@@ -102,8 +99,8 @@ def _decide(request: Request, config: Config, catalog: Catalog, id: str, picture
     name = request.model or catalog.default
     model = catalog.get(name)
     if model is None:
-        own = [no_model("model", name, catalog)] if request.model is None else []
-        raise InvalidRequest.of(_CANNOT, own + lone_faults(request, config, catalog))
+        others = [fault for fault in lone_faults(request, config, catalog) if fault.field != "model"]
+        raise InvalidRequest.of(_CANNOT, [no_model("model", name, catalog), *others])
     defaults = model.defaults
     errors: list[FieldError] = []
     sampler, schedule = _sampling(request, defaults.sampler, defaults.schedule, model.flow, errors)
