@@ -55,7 +55,7 @@ def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog, b
             pictures.refuse(others=lambda: others(request))
             resolve(request, config, catalog, "checked", pictures.given)
         except InvalidRequest as error:
-            raise placed(error, written) from None
+            raise placed(error, written, presets, request.preset) from None
 
     try:
         found = dropped.read(name, data, config.limits, presets, others)

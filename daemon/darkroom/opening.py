@@ -47,7 +47,7 @@ def resolve(record: Record, request: Request, reader: Reader, spool: Spool, *, t
         found.refuse(others=lambda: reader.lone_faults(request))
         job = reader.resolve(request, ticket.id, found.given)
     except InvalidRequest as error:
-        raise placed(error, record.request or b"") from None
+        raise placed(error, record.request or b"", reader.presets, request.preset) from None
     record.state = State(job=job, started_at=record.started_at)
     ticket.save_state(record.state)
     _claimed(record, tells_prompts)

@@ -146,7 +146,9 @@ def parse_fields(
     else:
         if not errors:
             return request
-    raise _refusal([*errors, *others(Request.model_validate(sound))], document, prefix)
+    errors += others(Request.model_validate(sound))
+    taken = _taken(given, chosen, defaults)
+    raise _refusal([_with_origin(error, own, taken) for error in errors], document, prefix)
 
 
 def check_fields(
@@ -311,6 +313,19 @@ def _place(error: FieldError, document: strict_json.Document | None, prefix: str
     return replace(error, field=strict_json.shown(error.field))
 
 
+def _taken(given: Fields, preset: str | None, defaults: Fields) -> dict[str, str]:
+    """Where fields come from that a job leaves out: by field, in words."""
+    return dict.fromkeys(defaults, f'the preset "{preset}"') | dict.fromkeys(given, "the list's defaults")
+
+
+def _with_origin(error: FieldError, own: Container[str], taken: Mapping[str, str]) -> FieldError:
+    """The same fault, which says so where its field is none of the job's ``own``."""
+    field = re.split(r"[.\[]", error.field or "")[0]
+    if field in own or field not in taken:
+        return error
+    return replace(error, hint="; ".join(filter(None, (error.hint, f"it comes from {taken[field]}"))))
+
+
 def _path(field: str) -> strict_json.Path:
     """``cells[3].seed``, as faults name it, to its keys."""
     if field.startswith((f"{_OVERRIDES}.", "hires.")):
@@ -331,20 +346,28 @@ def _spelled(field: str) -> list[str]:
     return [field.replace(str(name), other) for other in (*SPELLINGS.get(field, ()), *aliases, *overrides)]
 
 
-def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
-    """The same, each fault with its place in the job file ``data``: for what was found after the file was read."""
+def placed(
+    error: InvalidRequest, data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None
+) -> InvalidRequest:
+    """The same, each fault with its place in the job file ``data``: for what was found after the file was read.
+
+    What is not in it comes from the ``preset``, or from the defaults of the list that it was an entry of.
+    """
     try:
         document = strict_json.parse(strict_json.decode(data))
     except strict_json.JSONFault:
         return error
     prefix: strict_json.Path = ("job",) if ("job", "prompt") in document.places else ()
-    of = ""
+    of, given = "", NO_FIELDS
     if is_entry(document.value):
         entry = unwrap(document)
         document, prefix, of = entry.document, entry.prefix, named({"list": entry.source})
+        given = _translate(entry.defaults)[0]
+    taken = _taken(given, preset, presets.get(preset or "", NO_FIELDS))
     faults, message = [], error.message
     for fault in error.errors:
         found = _place(fault, document, prefix) if fault.line is None else fault
+        found = _with_origin(found, (), taken) if found.line is None else found
         message = message.replace(str(fault), str(found))
         faults.append(found)
     return InvalidRequest(of + message.removeprefix(of), errors=tuple(faults))
