@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
+from darkroom.cli.control import cancel
+from darkroom.cli.logs import show_logs
+from darkroom.cli.status import gather, summary, table
 from darkroom.config import Config, Limits
 from darkroom.errors import EngineDied, RenderFailed
 from darkroom.events import Alive, Event, Finished, Picture
 from darkroom.executors import FakeExecutor, LocalExecutor, local
 from darkroom.executors.messages import Ended
 from darkroom.job import NO_IMAGES, Images, Job
-from darkroom.spool import PAUSE, Call, Disk, Ticket, Verdict
+from darkroom.spool import PAUSE, Call, Disk, Ticket, Verdict, ticket
 
 
 class Story:
@@ -213,6 +216,75 @@ def test_what_came_before_a_job_was_claimed_ahead_counts_and_what_comes_after_it
     assert darkroom.result("b")["job"]["negative_prompt"] == "blue"
 
 
+def test_an_urgent_job_goes_before_one_that_was_claimed_ahead_and_that_one_is_next_as_it_is(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "b", "c", seed=-1)
+    story = Story(darkroom)
+    seeds: list[int] = []
+
+    def more(line: str) -> None:
+        if line == "made a":
+            (state,) = darkroom.working.glob("*-b-*/job.json")
+            seeds.append(json.loads(state.read_bytes())["job"]["seed"])
+            drop(darkroom, "!now", "!then", "d")
+            loop.intake.look_afresh()
+
+    loop = darkroom.loop(Engine(story, more), story.disk, once=True)
+    loop.run()
+    assert [line for line in story.lines if line.startswith(("claim", "engine", "publish"))] == [
+        *("claim a", "engine a", "claim b", "claim !now", "engine !now", "publish a"),
+        *("claim !then", "engine !then", "publish !now", "engine b", "publish !then"),
+        *("claim c", "engine c", "publish b", "claim d", "engine d", "publish c", "publish d"),
+    ]
+    result = darkroom.result("b")
+    assert (result["attempts"], result["job"]["seed"]) == (1, seeds[0])
+
+
+def test_an_urgent_job_that_was_claimed_ahead_goes_before_those_that_came_later(darkroom: Darkroom) -> None:
+    drop(darkroom, "a", "!b")
+    (darkroom.inbox / "!b.json").rename(darkroom.root / "!b.json")
+    story = Story(darkroom)
+
+    def more(line: str) -> None:
+        if line == "engine a":
+            (darkroom.root / "!b.json").rename(darkroom.inbox / "!b.json")
+        if line == "made a":
+            drop(darkroom, "!c")
+        loop.intake.look_afresh()
+
+    loop = darkroom.loop(Engine(story, more), story.disk, once=True)
+    loop.run()
+    assert [line for line in story.lines if line.startswith("engine")] == ["engine a", "engine !b", "engine !c"]
+
+
+def test_a_job_that_was_claimed_ahead_is_shown_among_those_that_wait(
+    darkroom: Darkroom, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drop(darkroom, "a", "b", "c", "d")
+    told: list[dict[str, Any]] = []
+    lines: list[str] = []
+
+    def look(line: str) -> None:
+        if line == "made a":
+            told.append(gather(darkroom.spool()) | {"health": loop.turns.waiting})
+            lines.append(summary(told[0]))
+            cancel(["b", "a"], None, darkroom.root, as_json=False)
+            show_logs(None, None, darkroom.root, follow=False, as_json=True)
+
+    story = Story(darkroom)
+    loop = darkroom.loop(Engine(story, look), story.disk, once=True)
+    loop.run()
+    (status,) = told
+    (running,) = status["working"]
+    assert (running["name"], status["next"], status["waiting"], status["health"]) == ("a", ["b"], 3, 3)
+    assert "3 waiting (next b), a" in lines[0]
+    assert "next b" in table(status)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:2]] == ["will not be begun", "stops at its next step"]
+    assert json.loads(said[2])["name"] == "a"
+    after = gather(darkroom.spool())
+    assert (after["working"], after["next"], after["waiting"], after["done"], after["failed"]) == ([], [], 0, 3, 1)
+
+
 def test_a_job_that_was_claimed_ahead_is_not_forgotten_for_one_that_comes_first_after_all(darkroom: Darkroom) -> None:
     drop(darkroom, "a", "b", "c")
     story = Story(darkroom)
@@ -248,6 +320,29 @@ def test_the_engine_is_told_which_job_is_next_and_of_none_where_none_is(darkroom
 
     darkroom.run_once(Told(Story(darkroom)))
     assert told == [("a", "b"), ("b", "d")]
+
+
+def test_the_engine_is_told_of_a_matrix_s_next_cell_and_after_the_last_of_the_next_job(darkroom: Darkroom) -> None:
+    prompts = ["one", "two", "three", "four"]
+    darkroom.drop("a.json", {"matrix": {"prompt": prompts}, "steps": 1, "width": 64, "height": 64, "seed": 1})
+    drop(darkroom, "b")
+    told: list[tuple[str, str]] = []
+
+    class Told(Engine):
+        job: Job
+
+        def announce(self, job: Job) -> None:
+            told.append((self.job.prompt, job.prompt))
+
+        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+            self.job = job
+            if job.prompt == "two":
+                raise RenderFailed("not this one")
+            yield from super().run(job, skip, images)
+
+    darkroom.run_once(Told(Story(darkroom)))
+    assert told == [("one", "two"), ("three", "four"), ("four", "b")]
+    assert (darkroom.names("done"), darkroom.names("failed")) == (["b"], ["a"])
 
 
 def test_another_configuration_comes_between_two_jobs_and_what_was_claimed_ahead_goes_by_it(
@@ -432,6 +527,47 @@ def test_a_death_of_the_engine_counts_against_the_job_that_it_had(darkroom: Dark
     darkroom.run_once(Engine(story, die), story.disk)
     assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [1, 3]
     assert [line for line in story.lines if line.startswith("publish")] == ["publish a", "publish b"]
+
+
+class Killed(BaseException):
+    """The daemon is gone: nothing that the code could catch, and the dead do not write."""
+
+
+@pytest.mark.parametrize(("boots", "attempts"), [(1, 1), (4, 2)])
+def test_a_daemon_that_is_killed_before_the_engine_has_the_job_that_was_claimed_ahead_costs_that_job_nothing(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch, boots: int, attempts: int
+) -> None:
+    """Where the machine went down as well, nobody knows: then it counts."""
+    drop(darkroom, "a", "b")
+    dead = False
+
+    def die(line: str) -> None:
+        nonlocal dead
+        if line == "made a":
+            dead = True
+            raise Killed
+
+    def refuse(call: Call) -> None:
+        if dead:
+            raise Killed
+
+    for kill in range(3):
+        dead = False
+        monkeypatch.setattr(ticket, "boot_id", lambda boot=kill % boots: f"boot {boot}")
+        loop = darkroom.loop(Engine(Story(darkroom), die), Disk(refuse), once=True)
+        with pytest.raises(Killed):
+            loop.run()
+        loop.spool.close()
+        assert len(list(darkroom.working.glob("*-b-*/attempt.1"))) == 1
+    monkeypatch.setattr(ticket, "boot_id", lambda: f"boot {boots - 1}")
+    story = Story(darkroom)
+    darkroom.run_once(Engine(story), story.disk)
+    assert [line for line in story.lines if line.startswith("engine")] == ["engine a", "engine b"]
+    assert [darkroom.result(name)["attempts"] for name in ("a", "b")] == [4, attempts]
+    claims = [fields["name"] for fields in darkroom.log.of("job.claimed")]
+    assert claims == ["a", "b"], "each is told once: b when its turn has come"
+    events = [json.loads(line)["event"] for line in (darkroom.done / "b" / "log.jsonl").read_text().splitlines()]
+    assert events == ["job.claimed", "model.loaded", "picture.saved", "job.done"]
 
 
 def test_an_engine_that_dies_when_all_is_made_costs_the_job_nothing(darkroom: Darkroom) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Darkroom
 from darkroom.cells import refuse
@@ -58,6 +59,34 @@ def test_the_other_cells_are_made_and_the_failed_ones_are_named(darkroom: Darkro
         ("cells[1]", "It does not fit.", {"guidance_scale": 2.0}),
         ("cells[3]", "Not finite", {"guidance_scale": 4.0}),
     ]
+
+
+def test_the_grid_has_the_pictures_in_their_places_and_says_in_the_others_that_they_failed(darkroom: Darkroom) -> None:
+    fields = SCALES | {"matrix": {"guidance_scale": [1, 2], "seed": [3, 4]}, "count": 2}
+    darkroom.drop("cat.json", fields)
+    darkroom.run_once(Failing(darkroom, {1: OutOfMemory("It does not fit.")}))
+    darkroom.drop("whole.json", fields)
+    darkroom.run_once()
+    assert published(darkroom, "cat")["grid"] == "cat-grid.jpg"
+    files = (darkroom.failed / "cat" / "cat-grid.jpg", darkroom.done / "whole" / "whole-grid.jpg")
+    failed, made = [], []
+    for file in files:
+        with Image.open(file) as image:
+            rows = (image.height - 500, image.height - 320), (image.height - 240, image.height)
+            for colours, (top, end) in zip((failed, made), rows, strict=True):
+                part = image.convert("RGB").crop((image.width // 8, top, image.width, end))
+                colours.append(part.getcolors(1 << 24) or [])
+    assert made[0] == made[1]
+    assert max(failed[0])[1] == (18, 18, 20) != max(failed[1])[1], "no picture"
+    assert any(red > 200 and green < 150 and blue < 150 for _, (red, green, blue) in failed[0]), "but words"
+
+
+@pytest.mark.parametrize("error", [EngineDied("It died."), Cancelled("It was cancelled.")])
+def test_a_matrix_that_ends_early_has_a_grid_of_what_was_made(darkroom: Darkroom, error: JobError | EngineDied) -> None:
+    darkroom.drop("cat.json", SCALES)
+    darkroom.run_once(Failing(darkroom, {3: error}))
+    assert [picture["file"] for picture in published(darkroom, "cat")["pictures"]] == ["cat-1.png", "cat-2.png"]
+    assert (darkroom.failed / "cat" / published(darkroom, "cat")["grid"]).stat().st_size > 0
 
 
 def test_what_is_missing_is_made_from_retry_and_is_the_same_in_the_end(darkroom: Darkroom) -> None:

@@ -171,6 +171,7 @@ def test_submit_and_wait_ends_with_the_path_or_the_reason(darkroom: Darkroom) ->
         assert done.stdout.strip() == str(darkroom.done / "a-red-circle")
         done = call(darkroom, "submit", "a red circle", "--wait")
         assert done.stdout.strip() == str(darkroom.done / "a-red-circle~2")
+        assert done.stderr == ""
 
 
 def test_run_once_ends_with_1_if_a_job_failed(darkroom: Darkroom) -> None:
@@ -477,7 +478,7 @@ def test_check_looks_at_every_entry_of_a_list(darkroom: Darkroom, tmp_path: Path
     path = tmp_path / "night.json"
     path.write_text('[{"prompt": "a"},\n {"prompt": "b", "model": "seeding"},\n {"prompt": "c", "steps": 0}]')
     assert call(darkroom, "check", str(path), code=1).stdout.splitlines() == [
-        f'✗ {path}: entry 2: model: there is no model "seeding" (did you mean seedling?)',
+        f'✗ {path}: line 2, column 27: model: there is no model "seeding" (did you mean seedling?)',
         f"✗ {path}: line 3, column 27: steps: must be at least 1",
     ]
 

@@ -31,6 +31,7 @@ from engine_checkpoints import save_checkpoint
 from engine_flows import save_tiny_flow
 from engine_models import fallbacks, kinds, make_config, pictures, render, steps, warned
 from engine_models import make_job as make_any_job
+from test_engine_readings import Read, fresh, told
 from test_engine_render import assert_the_same_in_parts, loaded, no_memory, pixels, put, rungs, stop_after, with_plan
 
 OWN = {"sd3": "uniform", "sd3-clip": "uniform", "flux": "sgm_uniform", "schnell": "sgm_uniform"}
@@ -168,6 +169,29 @@ def test_what_such_a_model_cannot_honour_is_a_warning(
 )
 def test_what_it_honours_is_none(engine: Engine, model: str, fields: dict[str, Any]) -> None:
     assert warned(render(engine, make_job(model, num_inference_steps=1, **fields))) == []
+
+
+@pytest.mark.parametrize("model", ["sd3", "sd3-clip", "flux"])
+def test_texts_are_read_once_and_those_of_the_next_job_before_its_turn(
+    engine: Engine, config: Config, model: str
+) -> None:
+    read = Read(loaded(engine, model))
+    job, following = make_job(model), make_job(model, prompt="a green house", seed=3)
+    story = [line for line in told(engine, job, following, read) if line not in ("Step", "read")]
+    assert story == ["Loaded", "Ending", "Picture", "Finished"]
+    before = read.texts
+    events = render(engine, following)
+    assert pictures(events) == fresh(config, following)
+    assert pictures(render(engine, job)) == fresh(config, job)
+    assert read.texts == before == (2 if model == "flux" else 4)
+
+
+def test_what_a_job_cannot_have_is_said_though_its_texts_are_known(engine: Engine) -> None:
+    told = [
+        {warning.code for warning in warned(render(engine, make_job("schnell", num_inference_steps=1, **fields)))}
+        for fields in ({}, {"negative_prompt": "red", "guidance_scale": 5.0}, {"guidance_scale": 1.0})
+    ]
+    assert told == [{"guidance_ignored"}, {"negative_prompt_ignored", "guidance_ignored"}, set()]
 
 
 def test_weights_that_are_left_out_leave_the_words(engine: Engine) -> None:

@@ -91,6 +91,7 @@ LAYERS = [
         "reading",
         "foresight",
         "record",
+        "attempts",
         "opening",
         "publishing",
         "work",

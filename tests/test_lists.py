@@ -180,7 +180,8 @@ def test_each_entry_becomes_a_job_and_a_bad_one_fails_alone(darkroom: Darkroom) 
     assert darkroom.result("night/0004")["job"]["seed"] == 9
     assert darkroom.result("night/0004")["source"]["list"]["entry"] == 4
     assert darkroom.error("night/0002")["errors"][0]["column"] == 116
-    assert darkroom.error("night/0003")["message"].startswith('night.json, entry 3: There is no model "seeding"')
+    said = 'night.json, entry 3: The job cannot be done here: line 1, column 147: model: there is no model "seeding"'
+    assert darkroom.error("night/0003")["message"].startswith(said)
     assert darkroom.names("inbox") == darkroom.names("working") == []
 
 

@@ -306,7 +306,7 @@ def test_one_that_is_not_there_is_refused_and_no_name_is_a_path(tmp_path: Path, 
     save(tmp_path / "loras" / "styles" / "fur.safetensors", lora(96))
     save(tmp_path / "fur.safetensors", lora(96))
     (error,) = refused(config_of(tmp_path / "loras"), loras=[{"name": name}])
-    assert error.field == "loras"
+    assert error.field == "loras[0]"
     assert error.message.startswith("there is no LoRA ")
     if name in ("fir", "../fur"):
         assert error.hint == "did you mean fur?"

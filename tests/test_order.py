@@ -268,7 +268,7 @@ def test_beyond_the_window_each_folder_has_its_share_of_it(darkroom: Darkroom) -
 
 def test_a_window_is_not_outgrown_by_many_folders(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darkroom.intake.order.MOST_FOLDERS", 5)
-    monkeypatch.setattr("darkroom.intake.intake.LEAST_SHARE", 4)
+    monkeypatch.setattr("darkroom.intake.shares.LEAST_SHARE", 4)
     for folder in range(40):
         for number in range(20):
             darkroom.drop(f"f{folder}/{number}.json")

@@ -154,11 +154,15 @@ def test_what_is_wrong_with_a_preset_is_said_before_the_daemon_starts(
 def test_presets_are_listed_when_all_is_looked_over() -> None:
     from darkroom.check import _presets
 
-    config = Config(presets={"portrait": {"steps": 3}, "bad": {"model": "nothing"}})  # type: ignore[arg-type]
+    config = Config(presets={"portrait": {"steps": 3}, "bad": {"model": "nothing", "steps": 5, "sampler": "Hen"}})  # type: ignore[arg-type]
     findings = {finding.what: finding for finding in _presets(config)}
     assert findings["preset portrait"].message == "inbox/portrait/: num_inference_steps 3"
     assert not findings["preset bad"].ok
-    assert read_presets(config)["bad"] == {"model": "nothing"}
+    said = (
+        'model: there is no model "nothing" (did you mean seedling?); sampler: there is no sampler "Hen" (one of: Heun)'
+    )
+    assert findings["preset bad"].message == said
+    assert read_presets(config)["bad"]["model"] == "nothing"
 
 
 def test_a_picture_in_the_folder_of_a_preset_with_strength_is_begun_with(darkroom: Darkroom) -> None:
@@ -176,3 +180,27 @@ def test_a_picture_in_the_folder_of_a_preset_with_strength_is_begun_with(darkroo
         assert (darkroom.done / name / result["job"]["init_image"]).read_bytes() == data
         assert result["source"] == {"preset": "oil"}
     assert "no recipe" in darkroom.error("portrait/holiday")["message"]
+
+
+def test_a_fault_that_is_none_of_the_job_s_own_is_told_with_where_it_comes_from(darkroom: Darkroom) -> None:
+    darkroom.configure(presets={"house": {"sampler": "Hen", "width": 4096}})
+    darkroom.drop("house/cat.json", {"prompt": "a", "width": 64})
+    darkroom.drop("house/typo.json", {"prompt": "a", "clip_skip": "1", "sampler_name": "Hen"})
+    darkroom.drop(
+        "list.json", {"defaults": {"steps": 3, "sampler": "Hen", "preset": "house"}, "jobs": [{"prompt": "a"}]}
+    )
+    darkroom.run_once()
+    of_preset, of_list = (f"it comes from {where}" for where in ('the preset "house"', "the list's defaults"))
+    told = {
+        name: {
+            (fault["field"], fault["line"], fault["hint"].partition("; ")[2])
+            for fault in darkroom.error(name)["errors"]
+        }
+        for name in ("house/cat", "house/typo", "list/0001")
+    }
+    assert told == {
+        "house/cat": {("sampler", None, of_preset)},
+        "house/typo": {("clip_skip", 1, ""), ("sampler_name", 1, ""), ("width", None, of_preset)},
+        "list/0001": {("sampler", None, of_list), ("width", None, of_preset)},
+    }
+    assert f"(one of: Heun; {of_preset})" in darkroom.error("house/cat")["message"]

@@ -134,9 +134,12 @@ def test_a_recipe_of_cells_is_a_job_that_is_the_same() -> None:
         ({"seed": [1, 2, 1]}, "matrix.seed[2]: stands here twice"),
         ({"seed": list(range(1001))}, "matrix.seed: has 1,001 values"),
         ({"seed": list(range(40)), "guidance_scale": list(range(30))}, "matrix: is 1,200 pictures; at most 1,000"),
-        ({"model": ["seedling", "seeding"]}, 'There is no model "seeding"'),
-        ({"sampler": ["Euler", "Eula"]}, "in cell 2 (sampler Eula)"),
-        ({"width": [64, 4096]}, "must be at most 2048 here"),
+        ({"model": ["seedling", "seeding"]}, 'matrix.model[1]: there is no model "seeding" (did you mean seedling?).'),
+        ({"sampler": ["Eula", "Euler"], "schedule": ["karas"]}, 'matrix.sampler[0]: there is no sampler "Eula"'),
+        ({"sampler": ["Eula", "Euler"], "schedule": ["karas"]}, "(and 1 more)"),
+        ({"sampler": ["Euler", "PLMS"], "schedule": ["karras"]}, "in cell 2 (sampler PLMS, schedule karras)"),
+        ({"width": [64, 4096]}, "matrix.width[1]: must be at most 2048 here"),
+        ({"loras": [["blueprint"], [{"name": "bluprint"}]]}, 'matrix.loras[1]: there is no LoRA "bluprint"'),
     ],
 )
 def test_what_is_wrong_with_a_matrix_is_said_when_it_arrives(matrix: Any, said: str) -> None:
@@ -165,7 +168,7 @@ def test_what_is_wrong_with_cells_is_said(cells: Any, said: str) -> None:
 
 def test_the_number_of_pictures_is_bounded_here_too() -> None:
     config = Config(limits={"max_count": 10})  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest, match=r"4 cells × 3 are 12 pictures \(here it is 10\)"):
+    with pytest.raises(InvalidRequest, match=r"4 cells × 3 are 12 pictures \(at most 10 are allowed here\)"):
         job(config, count=3, matrix={"seed": [1, 2, 3, 4]})
     assert "is 500 × 3 = 1,500 pictures" in refusal(count=3, matrix={"seed": list(range(500))})
 
@@ -304,7 +307,7 @@ def test_of_a_matrix_that_failed_in_part_the_rest_can_be_dropped_again(darkroom:
     darkroom.run_once(Troubled(darkroom, dies_at=2, deaths=3))
     made = json.loads((darkroom.failed / "cat" / "result.json").read_bytes())
     assert made["status"] == "partial"
-    assert "grid" not in made
+    assert made["grid"] == "cat-grid.jpg"
     darkroom.drop("rest.json", (darkroom.failed / "cat" / "retry.json").read_bytes())
     darkroom.run_once()
     assert hashes(made) + hashes(darkroom.result("rest")) == hashes(darkroom.result("whole"))

@@ -15,9 +15,9 @@ from pathlib import Path
 from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.errors import ConfigError, DarkroomError, ModelUnavailable, SpoolInUse
+from darkroom.errors import ConfigError, DarkroomError, FieldError, InvalidRequest, ModelUnavailable, SpoolInUse
 from darkroom.given import Base, find
-from darkroom.job import Request, goes_by_lines, parse, read_presets, resolve
+from darkroom.job import Request, goes_by_lines, lone_faults, parse, placed, read_presets, resolve
 from darkroom.spool import Spool, holder
 
 DEVICE_TIMEOUT_S = 120.0
@@ -46,22 +46,29 @@ def faults_in(name: str, data: bytes | None, config: Config, catalog: Catalog, b
     """The same for the content of a file of that name, whose pictures lie below ``base``. Of a list, for each entry."""
     presets = read_presets(config)
 
-    def check(request: Request) -> None:
+    def others(request: Request) -> list[FieldError]:
+        return lone_faults(request, config, catalog)
+
+    def check(request: Request, written: bytes) -> None:
         pictures = find(request, base, config.limits)
-        pictures.refuse()
-        resolve(request, config, catalog, "checked", pictures.given)
+        try:
+            pictures.refuse(others=lambda: others(request))
+            resolve(request, config, catalog, "checked", pictures.given)
+        except InvalidRequest as error:
+            raise placed(error, written, presets, request.preset) from None
 
     try:
-        found = dropped.read(name, data, config.limits, presets)
+        found = dropped.read(name, data, config.limits, presets, others)
         if isinstance(found, Request):
-            check(found)
+            check(found, data or b"")
             return []
     except DarkroomError as error:
         return _told(error)
     faults = []
     for entry in found.entries:
         try:
-            check(parse(entry.as_file(name, found.defaults), presets))
+            written = entry.as_file(name, found.defaults)
+            check(parse(written, presets, others=others), written)
         except DarkroomError as error:
             which = "line" if goes_by_lines(name) else "entry"
             faults += [
@@ -180,7 +187,7 @@ def _presets(config: Config) -> Iterator[Finding]:
         try:
             resolve(Request.model_validate({"prompt": "a", **fields}), config, Catalog(config.models), "checked")
         except DarkroomError as error:
-            yield Finding(what, False, error.message)
+            yield Finding(what, False, "; ".join(_told(error)))
             continue
         said = ", ".join(f"{field} {json.dumps(value, ensure_ascii=False)}" for field, value in fields.items())
         yield Finding(what, True, f"inbox/{name}/: {said or 'changes nothing'}")

@@ -8,7 +8,18 @@ from typing import Any
 
 from darkroom.config import Limits
 from darkroom.errors import FieldError, InvalidRequest
-from darkroom.job import NO_PRESETS, JobList, Presets, Request, parse, parse_fields, preset_of, read_list
+from darkroom.job import (
+    NO_PRESETS,
+    JobList,
+    Others,
+    Presets,
+    Request,
+    no_others,
+    parse,
+    parse_fields,
+    preset_of,
+    read_list,
+)
 from darkroom.spool import MAX_FOLDER_DEPTH, is_picture
 
 
@@ -17,8 +28,12 @@ def _begins_with_pictures(preset: Mapping[str, Any]) -> bool:
     return "strength" in preset and "init_image" not in preset
 
 
-def read(name: str, data: bytes | None, limits: Limits, presets: Presets = NO_PRESETS) -> Request | JobList:
+def read(
+    name: str, data: bytes | None, limits: Limits, presets: Presets = NO_PRESETS, others: Others = no_others
+) -> Request | JobList:
     """What is in a file of that name; ``data`` is None where it is larger than the limits allow.
+
+    Where it is no job, ``others`` says what is wrong with what is left of one.
 
     Raises InvalidRequest; Unfinished, a kind of it, where the file may not be whole yet.
     """
@@ -33,10 +48,10 @@ def read(name: str, data: bytes | None, limits: Limits, presets: Presets = NO_PR
             return parse_fields({"init_image": picture}, presets=presets, preset=preset)
         from darkroom.output import job_in  # brings Pillow, which a daemon that gets no pictures need not load
 
-        return parse_fields(job_in(data), given={"dynamic": False}, presets=presets, preset=preset)
+        return parse_fields(job_in(data), given={"dynamic": False}, presets=presets, preset=preset, others=others)
     found = read_list(name, data, most=limits.max_jobs_per_file, most_bytes=limits.max_job_bytes)
     if found is None:
-        return parse(data, presets, preset)
+        return parse(data, presets, preset, others)
     if name.count("/") >= MAX_FOLDER_DEPTH:
         fault = FieldError(f"a list in {MAX_FOLDER_DEPTH} folders is too deep: its jobs get one more")
         raise InvalidRequest(f"This list cannot be taken: {fault}.", errors=(fault,))

@@ -27,7 +27,7 @@ All of them can be pickled: the engine raises them in its own process and the da
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -102,6 +102,13 @@ class InvalidRequest(JobError):
     """The file is not a valid job."""
 
     reason = "invalid-request"
+
+    @classmethod
+    def of(cls, message: str, faults: Iterable[FieldError]) -> InvalidRequest:
+        """Begins with the message, then says the first fault and how many more there are."""
+        first, *others = faults
+        more = f" (and {len(others)} more)" if others else ""
+        return cls(f"{message}: {first}{more}.", errors=(first, *others))
 
 
 class Unfinished(InvalidRequest):

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,12 +80,11 @@ class Found:
     missing: list[FieldError] = field(default_factory=list)
     """What is said of those that are not here, or not whole."""
 
-    def refuse(self, *, missing: bool = True) -> None:
-        """Raises InvalidRequest where something is wrong, or missing."""
+    def refuse(self, *, missing: bool = True, others: Callable[[], list[FieldError]] = list) -> None:
+        """Raises InvalidRequest where something is wrong, or missing; what else is wrong with the job is said too."""
         faults = self.faults + (self.missing if missing else [])
         if faults:
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise InvalidRequest(f"The job's picture cannot be taken: {faults[0]}{more}.", errors=tuple(faults))
+            raise InvalidRequest.of("The job's picture cannot be taken", faults + others())
 
 
 def has_pictures(request: Request) -> bool:

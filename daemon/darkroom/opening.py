@@ -20,7 +20,7 @@ class Say(Protocol):
         """With its fields."""
 
 
-def known(ticket: Ticket, spool: Spool, say: Say) -> Record:
+def known(ticket: Ticket, spool: Spool, say: Say, *, tells_prompts: bool) -> Record:
     """What is known of a job so far, from its folder. Raises StorageTrouble."""
     try:
         request = spool.read_request(ticket)
@@ -34,6 +34,8 @@ def known(ticket: Ticket, spool: Spool, say: Say) -> Record:
         for index, path in ticket.pictures().items():
             if not record.found(index, path):
                 say("picture.damaged", ticket, level="warning", file=path.name)
+        if not ticket.log_size():
+            _claimed(record, tells_prompts)  # ahead of its turn, by a daemon that did not live to say so
     return record
 
 
@@ -42,12 +44,18 @@ def resolve(record: Record, request: Request, reader: Reader, spool: Spool, *, t
     ticket = record.ticket
     try:
         found = collect(ticket, request, spool)
-        found.refuse()
+        found.refuse(others=lambda: reader.lone_faults(request))
         job = reader.resolve(request, ticket.id, found.given)
     except InvalidRequest as error:
-        raise placed(error, record.request or b"") from None
+        raise placed(error, record.request or b"", reader.presets, request.preset) from None
     record.state = State(job=job, started_at=record.started_at)
     ticket.save_state(record.state)
+    _claimed(record, tells_prompts)
+
+
+def _claimed(record: Record, tells_prompts: bool) -> None:
+    """To be said in the daemon's log when its turn comes."""
+    ticket, job = record.ticket, record.job
     said = {"prompt": strict_json.shown(job.prompt)} if tells_prompts else {}
     record.claimed = {"name": ticket.name, "model": job.model, "seed": job.seed, "count": job.total, **said}
     ticket.log("job.claimed", record.claimed)

@@ -59,8 +59,7 @@ class Publisher:
     def publish(self, record: Record, error: DarkroomError | None = None) -> None:
         """A job that is done, or failed with ``error``. Raises Stopped, FileNotFoundError."""
         ticket = record.ticket
-        if error is None:
-            self._draw_grid(record)
+        self._draw_grid(record)
         verdict = record.verdict(error)
         if error is None and record.sheet is not None:
             record.sheet.finish((index, picture.file) for index, picture in sorted(record.pictures.items()))
@@ -85,15 +84,19 @@ class Publisher:
             self.viewer.verdict(ticket, verdict, path)
 
     def _draw_grid(self, record: Record) -> None:
-        """The picture of all pictures of a matrix. A job does not fail for it."""
-        ticket, matrix = record.ticket, record.job.matrix
-        if matrix is None:
+        """The picture of all pictures of a matrix, where there are any. A job does not fail for it."""
+        ticket = record.ticket
+        if not record.pictures or record.job.matrix is None:
             return
         from darkroom.output import grid  # brings Pillow
 
-        files = [Path(ticket.at(picture.file)) for picture in record.in_order()]
+        files = (record.pictures.get(index) for index in range(record.job.total))
+        places = [
+            record.why_not(index) if picture is None else Path(ticket.at(picture.file))
+            for index, picture in enumerate(files)
+        ]
         try:
-            data = grid(matrix, files, each=record.job.count)
+            data = grid(record.job.matrix, places, each=record.job.count)
         except Exception as error:
             why = first_line(error)
             self.logger.warning("grid.failed", id=ticket.id, why=why)

@@ -8,10 +8,10 @@ from pathlib import Path
 from darkroom import dropped
 from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.errors import InvalidRequest, JobError, Unfinished
+from darkroom.errors import FieldError, InvalidRequest, JobError, Unfinished
 from darkroom.given import base_of, find, has_pictures
 from darkroom.intake import Needs
-from darkroom.job import NO_PICTURES, Given, Job, JobList, Request, goes_by_lines, read_presets, resolve
+from darkroom.job import NO_PICTURES, Given, Job, JobList, Request, goes_by_lines, lone_faults, read_presets, resolve
 
 MOST_KNOWN = 1 << 20
 """A job file with more bytes, pictures among them, is read twice rather than kept."""
@@ -32,7 +32,7 @@ class Reader:
         """What a file of that name asks for; no data is a file over the limit. Raises InvalidRequest."""
         if self._known is None or self._known[:2] != (name, data):
             self._known = None
-            request = dropped.read(name, data, self._config.limits, self.presets)
+            request = dropped.read(name, data, self._config.limits, self.presets, self.lone_faults)
             if data is not None and len(data) > MOST_KNOWN:
                 return request
             self._known = (name, data, request)
@@ -53,7 +53,7 @@ class Reader:
         found = find(request, base, self._config.limits)
         beside = tuple(f"{base.folder}/{path}" if base.folder else path for path in found.beside.values())
         try:
-            found.refuse(missing=False)
+            found.refuse(missing=False, others=lambda: self.lone_faults(request))
             model = self._model_of(request, found.given)
         except InvalidRequest:
             return Needs(beside, arrived=not found.missing, hopeless=True)
@@ -62,6 +62,10 @@ class Reader:
     def resolve(self, request: Request, id: str, pictures: Mapping[str, Given] = NO_PICTURES) -> Job:
         """Every gap filled. Raises JobError."""
         return resolve(request, self._config, self.catalog, id, pictures)
+
+    def lone_faults(self, request: Request) -> list[FieldError]:
+        """What is wrong with its values, each by itself."""
+        return lone_faults(request, self._config, self.catalog)
 
     def _model_of(self, request: Request, pictures: Mapping[str, Given]) -> str | None:
         """The model that the job needs, if that is known. Raises InvalidRequest."""

@@ -13,7 +13,7 @@ from typing import Any
 from darkroom import __version__
 from darkroom.errors import DarkroomError, JobError, MachineError
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
-from darkroom.job import ErrorReport, Job, PictureRecord, Result
+from darkroom.job import ErrorReport, Job, PictureRecord, Result, running_order
 from darkroom.pace import Pace
 from darkroom.sheets import JobSheet
 from darkroom.spool import OF_LIST, State, Ticket, Verdict, published_name, timestamp
@@ -46,8 +46,6 @@ class Record:
     """Which model it found ready, in this attempt."""
     grid: str | None = None
     """The file of all pictures of a matrix."""
-    attempt: int | None = None
-    """The one that is on record already, though the engine is not woken yet."""
     claimed: dict[str, Any] | None = None
     """What the daemon's log is to say of it when its turn comes."""
     late: list[Event] = field(default_factory=list)
@@ -69,10 +67,18 @@ class Record:
         """Whether it is the only picture that is missing."""
         return isinstance(event, Picture) and len(self.pictures.keys() | {event.index}) == self.job.total
 
-    def ends(self) -> bool:
-        """Whether the cell under way is the last with pictures that are missing."""
-        own = range(self.cell * self.job.count, (self.cell + 1) * self.job.count)
-        return all(index in self.pictures or index in own for index in range(self.job.total))
+    def following(self) -> int | None:
+        """The cell after the one under way of which pictures are missing; None where that is the last."""
+        order, count = running_order(self.job), self.job.count
+        for cell in order[order.index(self.cell) + 1 :]:
+            if any(index not in self.pictures for index in range(cell * count, (cell + 1) * count)):
+                return cell
+        return None
+
+    def why_not(self, index: int) -> str:
+        """Why there is no picture of that number, in a few words."""
+        failure = self.failures.get(index // self.job.count)
+        return "not made" if failure is None else f"failed: {failure.message}"
 
     def in_order(self) -> list[PictureRecord]:
         """The pictures that are made, by their numbers."""

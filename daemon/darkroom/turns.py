@@ -16,7 +16,7 @@ from darkroom.errors import DeviceGone, StorageTrouble
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake
-from darkroom.spool import Arrival, Spool, Ticket, Verdict
+from darkroom.spool import Arrival, Spool, Ticket, Verdict, is_urgent
 from darkroom.trouble import TROUBLE, Trouble
 from darkroom.work import Work
 
@@ -56,6 +56,11 @@ class Turns:
     """Lists that are being split, the first of them now."""
     recovered: bool = False
     """Whether all that lies in ``working/`` is known."""
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for their turn: one that was claimed ahead does too."""
+        return self.intake.waiting + (self.work.prepared is not None)
 
     def next(self) -> Ticket | None:
         """The job whose turn it is; None where there is none to take now."""
@@ -132,7 +137,7 @@ class Turns:
             self.rest("paused", self.spool.why_paused())
             return None
         if ahead is not None:
-            return ahead
+            return self._overtaking(ahead) or ahead
         if self.guard.trouble is not None:
             self.rest("paused", self.guard.trouble, trouble=True)
             return None
@@ -147,6 +152,13 @@ class Turns:
             return None
         return self._claim(arrival)
 
+    def _overtaking(self, ahead: Ticket) -> Ticket | None:
+        """An urgent job that came after the one which was claimed ahead, and goes before it after all."""
+        if is_urgent(ahead.origin.dropped) or self.guard.trouble or self.lists or self._lacks_space() is not None:
+            return None
+        arrival = self._take(urgent=True)
+        return self._claim(arrival) if arrival is not None else None
+
     def _lacks_space(self) -> StorageTrouble | None:
         free, floor = self.spool.free_bytes(), self.spool.limits.min_free_bytes
         self.health.report.free_bytes = free
@@ -155,9 +167,9 @@ class Turns:
         why = f"only {free >> 20} MiB free; [limits] min_free_bytes keeps {floor >> 20} MiB"
         return StorageTrouble(f"{self.spool.root}: {why}")
 
-    def _take(self) -> Arrival | None:
-        arrival = self.intake.take(self.work.loaded)
-        self.health.update(waiting=self.intake.waiting)
+    def _take(self, *, urgent: bool = False) -> Arrival | None:
+        arrival = self.intake.take(self.work.loaded, urgent=urgent)
+        self.health.update(waiting=self.waiting)
         return arrival
 
     def _claim(self, arrival: Arrival) -> Ticket | None:

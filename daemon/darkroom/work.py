@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom.attempts import refuse_another, refuse_repeat_offender
 from darkroom.cells import one_of_many, refuse, run_cell
 from darkroom.collect import images_of
 from darkroom.config import Config
@@ -20,10 +21,8 @@ from darkroom.errors import (
     DarkroomError,
     DeviceGone,
     EngineDied,
-    EngineKilled,
     EngineStalled,
     JobError,
-    OutOfMemory,
     RenderFailed,
     Stopped,
     StorageTrouble,
@@ -43,9 +42,6 @@ from darkroom.spool import Spool, Ticket, timestamp
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25
-
-MAX_INTERRUPTED = 100
-"""A job whose attempts the daemon itself did not survive this often is taken to be the reason."""
 
 
 @dataclass
@@ -185,7 +181,7 @@ class Work:
             if isinstance(self._request(record), JobList):
                 return
             self._resolve(record)
-            record.attempt = ticket.begin_attempt()
+            ticket.prepare_attempt()
             self.executor.announce(record.job.at(running_order(record.job)[0]))
 
     def unprepare(self) -> None:
@@ -193,9 +189,8 @@ class Work:
         record = self.prepared
         if record is None:
             return
-        if record.attempt is not None:
-            with suppress(OSError, StorageTrouble):
-                record.ticket.forget_attempt(record.attempt)
+        with suppress(OSError, StorageTrouble):
+            record.ticket.unprepare_attempt()
         self.prepared = Record(record.ticket, record.request)
 
     def publish(self) -> None:
@@ -230,7 +225,7 @@ class Work:
         self.logger.info("list.split", id=ticket.id, path=str(path), jobs=plan.entries)
 
     def _record(self, ticket: Ticket) -> Record:
-        return known(ticket, self.spool, self._say)
+        return known(ticket, self.spool, self._say, tells_prompts=self.config.log.prompts)
 
     def _resolve(self, record: Record) -> None:
         """Fill every gap and put the job on record. Raises JobError."""
@@ -246,9 +241,10 @@ class Work:
         assert state is not None
         if state.job.total > 1 and state.job.matrix is None and self.config.output.contact_sheet:
             record.sheet = JobSheet(ticket, state.job.total, self.logger)
+        most = self.config.executor.max_attempts
         while record.missing():
-            self._refuse_repeat_offender(ticket)
-            number, record.attempt = record.attempt or ticket.begin_attempt(), None
+            refuse_repeat_offender(ticket, most)
+            number = ticket.begin_attempt()
             _write_log(ticket)
             try:
                 self._run(record)
@@ -259,24 +255,8 @@ class Work:
                 ticket.end_attempt(number, error.reason)
                 self.health.update(engine_restarts=self.health.report.engine_restarts + 1)
                 self._say("engine.died", ticket, level="error", attempt=number, why=error.message)
-                deaths = sum(attempt.ended is not None for attempt in ticket.attempts())
-                if record.missing() and deaths >= self.config.executor.max_attempts:
-                    message = f"{error.message}; this was attempt {deaths}, the last"
-                    if isinstance(error, EngineKilled):
-                        message += ": ask for a smaller picture, or give darkroom more memory"
-                        raise OutOfMemory(message, trace=error.trace) from None
-                    raise type(error)(message, trace=error.trace) from None
-
-    def _refuse_repeat_offender(self, ticket: Ticket) -> None:
-        """What earlier daemons lived through with this job counts. Raises EngineDied, EngineStalled."""
-        attempts = ticket.attempts()
-        deaths = [attempt.ended for attempt in attempts if attempt.ended is not None]
-        if len(deaths) >= self.config.executor.max_attempts:
-            kind = EngineStalled if deaths[-1] == "engine-stalled" else EngineDied
-            raise kind(f"The engine ended {len(deaths)} times on this job; the daemon ended before it could say so")
-        cut_short = len(attempts) - len(deaths)
-        if cut_short >= MAX_INTERRUPTED:
-            raise EngineDied(f"The daemon itself ended {cut_short} times while it worked on this job")
+                if record.missing():
+                    refuse_another(ticket, error, most)
 
     def _run(self, record: Record) -> None:
         """One attempt, event by event. What comes with the last picture is taken when the engine has the next job."""
@@ -298,8 +278,8 @@ class Work:
                         if not begun:
                             begun = True
                             self._begun(record)
-                        if isinstance(event, Ending) and record.ends():
-                            self._prepare_next()
+                        if isinstance(event, Ending):
+                            self._prepare_next(record)
                         if record.late or record.is_last(event):
                             record.late.append(event)
                         else:
@@ -324,7 +304,11 @@ class Work:
             self.viewer.claimed(ticket, record.job)
         self.heard_at = self.clock()
 
-    def _prepare_next(self) -> None:
+    def _prepare_next(self, record: Record) -> None:
+        """The next cell of the job, or the next job."""
+        if (cell := record.following()) is not None:
+            self.executor.announce(record.job.at(cell))
+            return
         try:
             self.ahead()
         except Exception as bug:

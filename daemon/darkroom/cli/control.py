@@ -82,8 +82,9 @@ def _cancel(spool: Spool, name: str) -> list[str]:
                 done.append(f"taken out of the inbox: {path}")
         for known, folder in running(spool):
             if name in (known, folder.name):
+                what = "stops at its next step" if is_begun(spool, folder) else "will not be begun"
                 _write(spool, folder / CANCEL, "")
-                done.append(f"stops at its next step: {folder.name}")
+                done.append(f"{what}: {folder.name}")
         if done:
             return done
     return []
@@ -158,6 +159,15 @@ def running(spool: Spool) -> Iterator[tuple[str, Path]]:
         ticket = None if folder.name.startswith(".") or not folder.is_dir() else Ticket.load(folder, spool.disk)
         if ticket is not None:
             yield ticket.name, folder
+
+
+def is_begun(spool: Spool, folder: Path) -> bool:
+    """Whether the engine has had a job of ``working/``: one that was claimed ahead of its turn it has not."""
+    try:
+        ticket = Ticket.load(folder, spool.disk)
+        return ticket is None or ticket.count_attempts() > 0
+    except OSError:
+        return True  # it is being published
 
 
 def failed_jobs(spool: Spool) -> dict[str, Path]:

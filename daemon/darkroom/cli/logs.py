@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from darkroom.cli.control import running, waiting
+from darkroom.cli.control import is_begun, running, waiting
 from darkroom.cli.status import existing_spool
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
@@ -64,9 +64,10 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
 
 def _latest(spool: Spool) -> Path:
     """The one that runs, else the last that ended."""
-    at_work = [folder for _, folder in running(spool)]
-    if at_work:
-        return at_work[-1]
+    claimed = [folder for _, folder in running(spool)]
+    at_work = [folder for folder in claimed if is_begun(spool, folder)]
+    if at_work or claimed:
+        return (at_work or claimed)[-1]
     health = read_health(spool.root)
     for recent in health.recent if health is not None else ():
         folder = (spool.done if recent.status == "done" else spool.failed) / recent.name

@@ -20,7 +20,7 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, holder, is_held, is_of_list, results
+from darkroom.spool import Spool, Ticket, holder, is_held, is_of_list, results
 from darkroom.visible import visible
 
 WATCH_S = 1.0
@@ -58,14 +58,18 @@ def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]
     """Everything there is to say, as one object that JSON can hold. ``counts`` saves the counting of files."""
     health = read_health(spool.root)
     running = is_held(spool.working) or _lives_elsewhere(health)
+    ahead, working = _claimed(spool)
+    counted = counts or count(spool)
     return {
         "root": str(spool.root),
         "running": running,
         "holder": holder(spool.working) if running else None,
         "paused": spool.paused(),
         "daemon": asdict(health) if health is not None else None,
-        **(counts or count(spool)),
-        "working": _working(spool.working),
+        **counted,
+        "waiting": counted["waiting"] + len(ahead),
+        "next": ahead,
+        "working": working,
         "free_bytes": spool.free_bytes(),
         "min_free_bytes": spool.limits.min_free_bytes,
     }
@@ -87,11 +91,11 @@ def _lives_elsewhere(health: Report | None) -> bool:
     return health.age_s() < LOST_S
 
 
-def _working(working: Path) -> list[dict[str, Any]]:
+def _claimed(spool: Spool) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of jobs that were claimed ahead of their turn, and so wait; and all there is to say of the others."""
+    ahead: list[str] = []
     jobs: list[dict[str, Any]] = []
-    if not working.is_dir():
-        return jobs
-    for folder in sorted(working.iterdir()):
+    for folder in sorted(spool.working.iterdir()) if spool.working.is_dir() else ():
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         job: dict[str, Any] = {"id": folder.name}
@@ -99,8 +103,14 @@ def _working(working: Path) -> list[dict[str, Any]]:
             job["fallbacks"] = json.loads((folder / "job.json").read_bytes())["fallbacks"]
         with contextlib.suppress(OSError, ValueError):
             job |= json.loads((folder / "progress.json").read_bytes())
+        with contextlib.suppress(OSError):
+            if (ticket := Ticket.load(folder, spool.disk)) is not None:
+                job.setdefault("name", ticket.name)
+                if "step" not in job and not ticket.count_attempts():
+                    ahead.append(ticket.name)
+                    continue
         jobs.append(job)
-    return jobs
+    return ahead, jobs
 
 
 # Watching
@@ -149,7 +159,7 @@ def summary(status: dict[str, Any]) -> str:
     jobs = [f"{job.get('name', job['id'])} {_progress(job)}".strip() for job in status["working"]]
     parts = [
         state + (f" ({why})" if why else ""),
-        f"{status['waiting']:,} waiting",
+        f"{status['waiting']:,} waiting" + (f" (next {status['next'][0]})" if status["next"] else ""),
         *jobs,
         f"{status['done']:,} done",
         f"{status['failed']:,} failed",
@@ -172,7 +182,8 @@ def table(status: dict[str, Any]) -> str:
         rows.append(("", style(visible(why), "yellow")))
     if status["running"] and daemon.get("config_error"):
         rows.append(("config", style(visible(daemon["config_error"]), "yellow")))
-    rows += [("spool", visible(status["root"])), ("waiting", f"{status['waiting']:,}")]
+    following = "".join(style(f"  next {visible(name)}", dim=True) for name in status["next"][:1])
+    rows += [("spool", visible(status["root"])), ("waiting", f"{status['waiting']:,}{following}")]
     for job in status["working"]:
         name = style(visible(str(job.get("name", job["id"]))), bold=True)
         rows.append(("working", f"{name}  {_progress(job)}"))

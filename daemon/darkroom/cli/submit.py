@@ -190,8 +190,8 @@ def _wait_for(dropped: list[Dropped], spool: Spool) -> int:
 
     _say_if_nobody_works(spool)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    failed = 0
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    failed, console = 0, Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks = {job.name: bars.add_task(f"{escape(job.name)}: waiting", total=None) for job in dropped}
         waiting = list(dropped)
         while waiting:

@@ -7,7 +7,7 @@ UNets, by parts that wait elsewhere. Import of the pipelines costs seconds, so t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +103,7 @@ class FlowPipeline(Pipeline):
 
 @torch.no_grad()
 def encode(pipeline: FlowPipeline, job: Job, *, guided: bool) -> Conditioning:
-    """Read the job's prompt, and its negative prompt if ``guided``. What cannot be honoured is a warning."""
+    """Read the job's prompt, and its negative prompt if ``guided``. What is lost of them is a warning."""
     prompt, warnings = _plain(pipeline, "prompt", job.prompt)
     negative_prompt = ""
     if guided:
@@ -112,13 +112,6 @@ def encode(pipeline: FlowPipeline, job: Job, *, guided: bool) -> Conditioning:
     pipe = pipeline.assembled(*pipeline.text_encoder_names)
     common = {"device": pipeline.device, "max_sequence_length": pipeline.longest}
     if pipeline.is_flux:
-        if job.negative_prompt:
-            warnings.append(
-                Warned("negative_prompt_ignored", "Flux models have no use for a negative prompt: it was left out.")
-            )
-        if job.guidance_scale > 1 and not pipeline.takes_guidance:
-            message = f'The model "{pipeline.name}" takes no guidance: guidance_scale changes nothing.'
-            warnings.append(Warned("guidance_ignored", message))
         tokens, pooled, _ = pipe.encode_prompt(prompt, **common)
         return Conditioning(Embeddings(tokens, pooled), None, tuple(warnings))
     if pipeline.t5 is None:  # how wide T5's zeros are, it asks the transformer, which is not there yet
@@ -129,6 +122,15 @@ def encode(pipeline: FlowPipeline, job: Job, *, guided: bool) -> Conditioning:
     )
     negative = Embeddings(negative_tokens, negative_pooled) if guided else None
     return Conditioning(Embeddings(tokens, pooled), negative, tuple(warnings))
+
+
+def ignored(pipeline: FlowPipeline, job: Job) -> Iterator[Warned]:
+    """What of the job a Flux model does not go by, whatever its texts."""
+    if pipeline.is_flux and job.negative_prompt:
+        yield Warned("negative_prompt_ignored", "Flux models have no use for a negative prompt: it was left out.")
+    if pipeline.is_flux and job.guidance_scale > 1 and not pipeline.takes_guidance:
+        message = f'The model "{pipeline.name}" takes no guidance: guidance_scale changes nothing.'
+        yield Warned("guidance_ignored", message)
 
 
 def denoise(

@@ -10,11 +10,12 @@ import torch
 from darkroom.engine import flow
 from darkroom.engine.diffusion import is_guided, noise
 from darkroom.engine.flow import FlowPipeline
+from darkroom.engine.readings import Conditioning, Texts
 from darkroom.engine.rendering import Rendering, stop_if
 from darkroom.engine.stepwise import Stepwise
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Step
-from darkroom.job import misfits
+from darkroom.job import Job, misfits
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler
 
 
@@ -39,11 +40,14 @@ class FlowRendering(Rendering):
             raise RenderFailed(f'The model "{self.pipeline.name}" cannot do this job: {faults[0]}')
 
     def _encode(self) -> Iterator[Event]:
-        stop_if(self.stopping)
-        pipeline = self.pipeline
-        with self._timed("encode"), self._at_work("encode", *pipeline.text_encoder_names):
-            self.conditioning = flow.encode(pipeline, self.job, guided=is_guided(pipeline, self.job))
-        yield from self.conditioning.warnings
+        yield from super()._encode()
+        yield from flow.ignored(self.pipeline, self.job)
+
+    def _read(self, job: Job) -> Conditioning:
+        pipeline, guided = self.pipeline, is_guided(self.pipeline, job)
+        conditioning = flow.encode(pipeline, job, guided=guided)
+        pipeline.readings.keep(Texts.of(job, guided=guided), conditioning)
+        return conditioning
 
     def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
         self._begins(batch, number)  # with noise alone

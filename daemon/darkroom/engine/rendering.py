@@ -189,27 +189,34 @@ class Rendering(Planned):
 
     def _encode(self) -> Iterator[Event]:
         stop_if(self.stopping)
-        pipeline, guided = self.pipeline, is_guided(self.pipeline, self.job)
-        names = pipeline.text_encoder_names
-        self.conditioning = recall(pipeline, self.job, guided=guided)
+        names = self.pipeline.text_encoder_names
+        self.conditioning = self._recall(self.job)
         if self.conditioning is not None:
-            pipeline.make_room(self.plan, *names)  # they may be in memory for the last job, on another plan
+            self.pipeline.make_room(self.plan, *names)  # they may be in memory for the last job, on another plan
         else:
             with self._timed("encode"), self._at_work("encode", *names):
-                self.conditioning = read(pipeline, self.job, guided=guided)
+                self.conditioning = self._read(self.job)
         yield from self.conditioning.warnings
+
+    def _recall(self, job: Job) -> Conditioning | None:
+        """What was made of the job's texts, where they were read lately."""
+        return recall(self.pipeline, job, guided=is_guided(self.pipeline, job))
+
+    def _read(self, job: Job) -> Conditioning:
+        """Have them read, and kept."""
+        return read(self.pipeline, job, guided=is_guided(self.pipeline, job))
 
     def _read_ahead(self) -> None:
         """The texts of the job that comes next, while the last files are made and where memory is plenty."""
         job, pipeline = self.announced(), self.pipeline
         if job is None or job.model != self.job.model or job.all_loras() or pipeline.adapts_texts:
             return
-        guided, names = is_guided(pipeline, job), pipeline.text_encoder_names
+        names = pipeline.text_encoder_names
         if self.plan != self.fitting.full or not all(name in pipeline.loaded for name in names):
             return
         with suppress(Exception), pipeline.at_work(self.plan, *names):  # its own turn is to say what is wrong
-            if recall(pipeline, job, guided=guided) is None:
-                read(pipeline, job, guided=guided)
+            if self._recall(job) is None:
+                self._read(job)
 
     def _denoise(self, batch: list[int], number: int) -> Iterator[Event]:
         """A pass of the sampling loop. Leaves its outcome in ``self.latents``."""

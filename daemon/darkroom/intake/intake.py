@@ -17,7 +17,7 @@ folders that take turns have a part of the window each. ``order`` says who is ne
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,6 +25,7 @@ from itertools import islice
 from darkroom.intake.candidate import Candidate, Is, Needs
 from darkroom.intake.judging import Judging
 from darkroom.intake.order import URGENT
+from darkroom.intake.shares import Shares
 from darkroom.intake.waiting import Waiting
 from darkroom.intake.window import START, Choice, Place
 from darkroom.spool import (
@@ -40,9 +41,6 @@ from darkroom.spool import (
 
 WINDOW = 20_000
 """How many waiting files are kept in order."""
-
-LEAST_SHARE = 100
-"""How many files of each folder are kept in order where folders take turns, however many folders there are."""
 
 SCAN_SHARE = 50
 """A scan that took t seconds is not repeated within this many t, so that scanning stays a small part of the time."""
@@ -97,13 +95,6 @@ class Intake:
 
     _after: dict[str, Place] = field(default_factory=dict)
     """Where the last choice ended, in each queue."""
-    _beyond: int = 0
-    """How many files the last scan found beyond the window."""
-    _queues_beyond: frozenset[str] = frozenset()
-    """In which queues."""
-    _queues: int = 1
-    """How many queues the last scan found, that of the urgent ones aside."""
-
     unannounced: int = 0
     """How many files a scan found that had been there for a while, and no hint had led to them."""
 
@@ -116,10 +107,11 @@ class Intake:
             self._waiting,
             judge=self.judge,
             report=self._report,
-            all_known=lambda: self._complete and not self._waiting.new and not self._beyond,
+            all_known=lambda: self._complete and not self._waiting.new and not self._shares.beyond,
             clock=self.clock,
             settle_s=self.settle_s,
         )
+        self._shares = Shares(self._waiting, self.window, unfinished=lambda: len(self._judging.unfinished))
 
     def configure(self, settle_s: float, rescan_s: float) -> None:
         """Other times from now on."""
@@ -162,7 +154,7 @@ class Intake:
             hinted, self._hinted = self._hinted, False
             self._scan_cost_s = 0.0
             # Beyond the window, and at first, there are files that were told of and forgotten, or never known.
-            self._scan = self._scanning(now, surprising=not hinted and self._complete and not self._beyond)
+            self._scan = self._scanning(now, surprising=not hinted and self._complete and not self._shares.beyond)
         if self._scan is not None:
             self._go_on_scanning()
         if self._judging.unfinished and now >= self._judging.next_look:
@@ -187,7 +179,7 @@ class Intake:
     @property
     def waiting(self) -> int:
         """How many files wait; beyond the window, as of the last scan."""
-        return len(self._waiting) + self._beyond
+        return len(self._waiting) + self._shares.beyond
 
     @property
     def idle(self) -> bool:
@@ -220,13 +212,15 @@ class Intake:
             if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
                 yield self._leaving(candidate)
 
-    def take(self, loaded: str | None = None) -> Arrival | None:
+    def take(self, loaded: str | None = None, *, urgent: bool = False) -> Arrival | None:
         """The next whole file in order; None if there is none now. It is looked at again if it changed.
 
-        ``loaded`` is the model that a job would not have to wait for.
+        ``loaded`` is the model that a job would not have to wait for. ``urgent``: only one that goes before all others.
         """
         order = self._waiting.order
         while self._complete and (candidate := order.first()) is not None:
+            if urgent and candidate.queue != URGENT:
+                return None
             if self._waiting.changed(candidate, self.clock()):
                 continue
             if self._judging.is_ready(candidate):
@@ -257,7 +251,7 @@ class Intake:
         if candidate.needs is not None and not arrival.whole_folder:
             for other in self._waiting.still_new():  # any of them may name the same pictures
                 self._judging.examine(other)
-            arrival = arrival._replace(takes=() if self._beyond else self._waiting.beside.only_of(arrival.name))
+            arrival = arrival._replace(takes=() if self._shares.beyond else self._waiting.beside.only_of(arrival.name))
             for name in arrival.takes:
                 self._waiting.files.pop(name, None)
         self._waiting.forget(arrival.name)
@@ -274,7 +268,7 @@ class Intake:
     @property
     def _has_more_beyond(self) -> bool:
         """Whether files wait beyond the window of which some may be readable."""
-        return self._beyond > 0 and self._judging.unreadable_in_a_row < self.waiting
+        return self._shares.beyond > 0 and self._judging.unreadable_in_a_row < self.waiting
 
     def _go_on_scanning(self) -> None:
         """One slice of the scan. Raises OSError where the inbox cannot be read: that ends it."""
@@ -301,11 +295,11 @@ class Intake:
         """A scan; stops now and then, to be gone on with. ``surprising``: all there is should be known already."""
         self._waiting.scans += 1
         number = self._waiting.scans
-        if self._beyond:
+        if self._shares.beyond:
             self._make_room()
         order = self._waiting.order
         known, choices = order.queues(), dict[str, Choice]()
-        kept = self._kept_by_queue()
+        kept = self._shares.kept()
         for count, found in enumerate(self.spool.walk()):
             if count % _NAMES_BETWEEN_CLOCKS == 0:
                 yield
@@ -321,19 +315,18 @@ class Intake:
             elif is_candidate(entry):
                 queue = order.queue_of(name)
                 if queue not in choices:
-                    choices[queue] = Choice(self._room(queue, kept), self._after.get(queue, START))
+                    choices[queue] = Choice(self._shares.room(queue, kept), self._after.get(queue, START))
                 choices[queue].offer(entry.inode(), name)
             elif name not in self._reported and len(self._reported) < MOST_REPORTED:
                 self._look_at(name, now)
-        self._queues = max(1, len({*choices, *known} - {URGENT}))
-        kept, beyond = self._kept_by_queue(), dict[str, int]()
+        self._shares.among({*choices, *known})
+        kept, beyond = self._shares.kept(), dict[str, int]()
         for queue, choice in choices.items():
-            room = self._room(queue, kept)
+            room = self._shares.room(queue, kept)
             yield from self._admit(choice.chosen()[:room], queue, now, surprising)
             beyond[queue] = choice.offered - min(room, len(choice.chosen()))
-        self._beyond = sum(beyond.values())
-        self._queues_beyond = frozenset(queue for queue, count in beyond.items() if count)
-        self._after = {queue: place for queue, place in self._after.items() if queue in self._queues_beyond}
+        self._shares.leave_out(beyond)
+        self._after = {queue: place for queue, place in self._after.items() if queue in self._shares.queues_beyond}
         self._waiting.end_scan(now - self.settle_s)
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
 
@@ -389,34 +382,10 @@ class Intake:
         elif (candidate := self._waiting.files.get(name)) is not None:
             self._waiting.changed(candidate, now)
         elif not any(map(is_temporary, name.split("/"))):
-            if self._takes(self._waiting.order.queue_of(name)):
+            if self._shares.take(self._waiting.order.queue_of(name)):
                 self._look_at(name, now)
             else:
                 self._hinted = True
-
-    def _takes(self, queue: str) -> bool:
-        """Whether the window takes a file by itself, without a choice among those beyond it."""
-        order = self._waiting.order
-        if queue == URGENT or order.fair:
-            return (
-                queue not in self._queues_beyond
-                and order.length(queue) < self._share(queue)
-                and len(self._waiting) < 2 * self.window
-            )
-        return not self._beyond and len(self._waiting) < self.window
-
-    def _share(self, queue: str) -> int:
-        """How many files of a queue are kept in order: each has its part of the window, urgent files have one whole."""
-        return self.window if queue == URGENT else max(min(LEAST_SHARE, self.window), self.window // self._queues)
-
-    def _kept_by_queue(self) -> Counter[str]:
-        return Counter(candidate.queue for candidate in self._waiting.files.values())
-
-    def _room(self, queue: str, kept: Counter[str]) -> int:
-        """How many more files the window takes. Unfinished ones keep others out only when they are a window full."""
-        share = self._share(queue)
-        slack = 0 if queue == URGENT else min(len(self._judging.unfinished), share)
-        return max(0, share - kept[queue] + slack)
 
     def _make_room(self) -> None:
         """What cannot be read goes to the end of the round, that others come into the window."""

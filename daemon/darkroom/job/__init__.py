@@ -3,8 +3,9 @@
 from darkroom.job.a1111 import spellings
 from darkroom.job.entry import is_entry_file
 from darkroom.job.lists import JobList, goes_by_lines, read_list
+from darkroom.job.lone import lone_faults
 from darkroom.job.misfits import misfits
-from darkroom.job.parse import NO_PRESETS, Presets, parse, parse_fields, placed
+from darkroom.job.parse import NO_PRESETS, Others, Presets, no_others, parse, parse_fields, placed
 from darkroom.job.presets import preset_of, read_presets
 from darkroom.job.resolve import resolve
 from darkroom.job.types import (
@@ -35,13 +36,16 @@ __all__ = [
     "Job",
     "JobList",
     "LoraUse",
+    "Others",
     "PictureRecord",
     "Presets",
     "Request",
     "Result",
     "goes_by_lines",
     "is_entry_file",
+    "lone_faults",
     "misfits",
+    "no_others",
     "parse",
     "parse_fields",
     "placed",

@@ -14,6 +14,8 @@ from darkroom.errors import FieldError, InvalidRequest
 from darkroom.job.types import MAX_SEED, Request
 from darkroom.job.wildcards import Refused, Wildcards
 
+NOT_DYNAMIC = "The dynamic prompt cannot be used"
+
 _TEMPLATES = {"prompt": "template", "negative_prompt": "negative_template"}
 _MARKS = ("{", "__", "$", "%", "#", "//", "/*")
 """What may begin anything but plain text."""
@@ -83,6 +85,6 @@ def _chooser(settings: Prompts) -> Choose:
             return chooser.choose(text, seed)
         except Refused as refused:
             fault = FieldError(str(refused), field, got=refused.got, hint=refused.hint)
-            raise InvalidRequest(f"The dynamic prompt cannot be used: {fault}.", errors=(fault,)) from None
+            raise InvalidRequest.of(NOT_DYNAMIC, [fault]) from None
 
     return choose

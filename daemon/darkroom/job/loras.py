@@ -22,14 +22,16 @@ FAMILIES = ("SD 1", "SD 2", "SDXL")
 
 def check_loras(job: Job, model: Model, catalog: Catalog, errors: list[FieldError]) -> None:
     """Raises ModelUnavailable where a LoRA's file is broken, or two have its name."""
-    uses = [("loras", use) for use in job.loras] + [("prompt", use) for use in _tags(job, errors)]
+    uses = [(f"loras[{index}]", use) for index, use in enumerate(job.loras)]
+    uses += [("prompt", use) for use in _tags(job, errors)]
     if len(uses) > MOST:
-        errors.append(FieldError(f"asks for {len(uses)} LoRAs; at most {MOST} are applied at once", uses[0][0]))
+        field = "loras" if job.loras else "prompt"
+        errors.append(FieldError(f"asks for {len(uses)} LoRAs; at most {MOST} are applied at once", field))
         return
     for field, use in uses:
         lora = catalog.loras.get(use.name)
-        if lora is None and catalog.models.missing_lora == "fail":
-            errors.append(_missing(field, use.name, catalog))
+        if lora is None and (missing := missing_lora(field, use.name, catalog)) is not None:
+            errors.append(missing)
         if lora is not None:
             misfit = _misfit(lora, model)
             if misfit is not None:
@@ -57,7 +59,13 @@ def _tags(job: Job, errors: list[FieldError]) -> list[LoraUse]:
     return uses
 
 
-def _missing(field: str, name: str, catalog: Catalog) -> FieldError:
+def missing_lora(field: str, name: str, catalog: Catalog) -> FieldError | None:
+    """That there is none of that name, and which there are; None where there is, or where jobs do without.
+
+    Raises ModelUnavailable where two have it.
+    """
+    if catalog.models.missing_lora != "fail" or catalog.loras.get(name) is not None:
+        return None
     names = catalog.loras.names()
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names[:20])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,15 @@ Presets = Mapping[str, Fields]
 NO_FIELDS: Fields = MappingProxyType({})
 NO_PRESETS: Presets = MappingProxyType({})
 
+Others = Callable[[Request], Iterable[FieldError]]
+"""What else is wrong with a job of which only what is sound is left."""
+
+
+def no_others(request: Request) -> Iterable[FieldError]:
+    """Where nobody looks."""
+    return ()
+
+
 _FIELDS = tuple(field for field in Request.model_fields if field != "source")
 _WITHIN = re.compile(r"(matrix|cells)(?:\.([^\[.]+))?(?:\[(\d+)\])?(?:\.(.+))?", re.DOTALL)
 _DID_YOU_MEAN = "did you mean {}?"
@@ -38,7 +47,7 @@ _OVERRIDES = "override_settings"
 _OVERRIDABLE = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
 
 
-def parse(data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None) -> Request:
+def parse(data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None, others: Others = no_others) -> Request:
     """Read a job file. A ``result.json`` of darkroom's counts as its job, to render the same again.
 
     What it leaves out is taken from the ``preset`` that it names, or that is given. Raises InvalidRequest with every
@@ -47,12 +56,12 @@ def parse(data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None)
     """
     document = read_json(data)
     if not is_entry(document.value):
-        return _parse_value(document.value, document, (), {}, presets, preset, {})
+        return _parse_value(document.value, document, (), {}, presets, preset, {}, others)
     source = {"list": document.value["list"]}
     try:
         entry = unwrap(document)
         given = _translate(entry.defaults)[0]
-        return _parse_value(entry.value, entry.document, entry.prefix, given, presets, preset, source)
+        return _parse_value(entry.value, entry.document, entry.prefix, given, presets, preset, source, others)
     except InvalidRequest as error:
         raise InvalidRequest(named(source) + error.message, errors=error.errors) from None
 
@@ -65,6 +74,7 @@ def _parse_value(
     presets: Presets,
     preset: str | None,
     source: dict[str, Any],
+    others: Others,
 ) -> Request:
     if not isinstance(value, dict):
         line, column = document.place(prefix)
@@ -77,7 +87,9 @@ def _parse_value(
             error = FieldError("this result has no job to render again: it failed before it had one", "job")
             raise InvalidRequest(f"{error.message[0].upper()}{error.message[1:]}.", errors=(error,))
         given = {**given, "dynamic": False}
-    return parse_fields(value, document, prefix, given=given, presets=presets, preset=preset, source=source)
+    return parse_fields(
+        value, document, prefix, given=given, presets=presets, preset=preset, source=source, others=others
+    )
 
 
 def read_json(data: bytes, lists: Container[strict_json.Path] = ()) -> strict_json.Document:
@@ -108,6 +120,7 @@ def parse_fields(
     presets: Presets = NO_PRESETS,
     preset: str | None = None,
     source: dict[str, Any] | None = None,
+    others: Others = no_others,
 ) -> Request:
     """The same for fields that are parsed already. ``given`` are what they leave out. Raises InvalidRequest."""
     own, written, errors = _translate(fields)
@@ -120,6 +133,7 @@ def parse_fields(
     errors += check_variations(canonical, explain)
     if source:
         canonical["source"] = source
+    sound = canonical
     try:
         request = Request.model_validate(canonical)
     except ValidationError as error:
@@ -127,10 +141,14 @@ def parse_fields(
         errors += [
             explain(fault, written) for fault in error.errors() if not (fault["type"] == "missing" and misspelled)
         ]
-        request = None
-    if request is not None and not errors:
-        return request
-    raise _refusal(errors, document, prefix)
+        faulty = {fault["loc"][0] for fault in error.errors()}
+        sound = {"prompt": "a"} | {field: value for field, value in canonical.items() if field not in faulty}
+    else:
+        if not errors:
+            return request
+    errors += others(Request.model_validate(sound))
+    taken = _taken(given, chosen, defaults)
+    raise _refusal([_with_origin(error, own, taken) for error in errors], document, prefix)
 
 
 def check_fields(
@@ -153,9 +171,7 @@ def _refusal(
 ) -> InvalidRequest:
     placed = [_place(error, document, prefix) for error in errors]
     placed.sort(key=lambda error: (error.line is None, error.line, error.column))
-    first = placed[0]
-    more = f" (and {len(placed) - 1} more)" if len(placed) > 1 else ""
-    return InvalidRequest(f"The job is not valid: {first}{more}.", errors=tuple(placed))
+    return InvalidRequest.of("The job is not valid", placed)
 
 
 def _no_preset(name: Any, presets: Presets) -> FieldError:
@@ -287,39 +303,71 @@ def _shown(value: Any) -> Any:
 
 
 def _place(error: FieldError, document: strict_json.Document | None, prefix: strict_json.Path) -> FieldError:
+    """The same fault, its field by the name that it has in the file, and where that stands."""
     if document is None or error.field is None:
         return error
-    path: list[str | int] = [error.field]
-    if error.field.startswith((f"{_OVERRIDES}.", "hires.")):
-        path = [*error.field.split(".", 1)]
-    elif (lora := _LORA.fullmatch(error.field)) is not None:
-        path = ["loras", int(lora[1]), *([lora[2]] if lora[2] else [])]
-    elif (within := _WITHIN.fullmatch(error.field)) is not None:
-        path = [int(part) if part.isdigit() else part for part in within.groups() if part is not None]
-    line, column = document.place((*prefix, *path))
-    return FieldError(error.message, strict_json.shown(error.field), line, column, error.got, error.hint)
+    for field in (error.field, *_spelled(error.field)):
+        line, column = document.place((*prefix, *_path(field)))
+        if line is not None:
+            return FieldError(error.message, strict_json.shown(field), line, column, error.got, error.hint)
+    return replace(error, field=strict_json.shown(error.field))
 
 
-def placed(error: InvalidRequest, data: bytes) -> InvalidRequest:
-    """The same, each fault with its place in the job file ``data``: for what was found after the file was read."""
+def _taken(given: Fields, preset: str | None, defaults: Fields) -> dict[str, str]:
+    """Where fields come from that a job leaves out: by field, in words."""
+    return dict.fromkeys(defaults, f'the preset "{preset}"') | dict.fromkeys(given, "the list's defaults")
+
+
+def _with_origin(error: FieldError, own: Container[str], taken: Mapping[str, str]) -> FieldError:
+    """The same fault, which says so where its field is none of the job's ``own``."""
+    field = re.split(r"[.\[]", error.field or "")[0]
+    if field in own or field not in taken:
+        return error
+    return replace(error, hint="; ".join(filter(None, (error.hint, f"it comes from {taken[field]}"))))
+
+
+def _path(field: str) -> strict_json.Path:
+    """``cells[3].seed``, as faults name it, to its keys."""
+    if field.startswith((f"{_OVERRIDES}.", "hires.")):
+        return tuple(field.split(".", 1))
+    if (lora := _LORA.fullmatch(field)) is not None:
+        return ("loras", int(lora[1]), *([lora[2]] if lora[2] else []))
+    if (within := _WITHIN.fullmatch(field)) is not None:
+        return tuple(int(part) if part.isdigit() else part for part in within.groups() if part is not None)
+    return (field,)
+
+
+def _spelled(field: str) -> list[str]:
+    """How else a field may be written, where it stands among others or varies."""
+    within = _WITHIN.fullmatch(field)
+    name = field if within is None else within[2] or within[4]
+    aliases = [spelling for spelling, ours in ALIASES.items() if ours == name]
+    overrides = [f"{_OVERRIDES}.{spelling}" for spelling in aliases if spelling in _OVERRIDABLE and name == field]
+    return [field.replace(str(name), other) for other in (*SPELLINGS.get(field, ()), *aliases, *overrides)]
+
+
+def placed(
+    error: InvalidRequest, data: bytes, presets: Presets = NO_PRESETS, preset: str | None = None
+) -> InvalidRequest:
+    """The same, each fault with its place in the job file ``data``: for what was found after the file was read.
+
+    What is not in it comes from the ``preset``, or from the defaults of the list that it was an entry of.
+    """
     try:
         document = strict_json.parse(strict_json.decode(data))
     except strict_json.JSONFault:
         return error
     prefix: strict_json.Path = ("job",) if ("job", "prompt") in document.places else ()
-    of = ""
+    of, given = "", NO_FIELDS
     if is_entry(document.value):
         entry = unwrap(document)
         document, prefix, of = entry.document, entry.prefix, named({"list": entry.source})
+        given = _translate(entry.defaults)[0]
+    taken = _taken(given, preset, presets.get(preset or "", NO_FIELDS))
     faults, message = [], error.message
     for fault in error.errors:
-        spellings = [fault.field, *SPELLINGS.get(fault.field, ()), *_spelled(fault.field)] if fault.field else []
-        field = next((spelling for spelling in spellings if (*prefix, spelling) in document.places), fault.field)
-        found = _place(replace(fault, field=field), document, prefix) if fault.line is None else fault
+        found = _place(fault, document, prefix) if fault.line is None else fault
+        found = _with_origin(found, (), taken) if found.line is None else found
         message = message.replace(str(fault), str(found))
         faults.append(found)
     return InvalidRequest(of + message.removeprefix(of), errors=tuple(faults))
-
-
-def _spelled(field: str) -> list[str]:
-    return [spelling for spelling, name in ALIASES.items() if name == field]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from darkroom.catalog import Catalog, Model
+from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
 from darkroom.families import Flow
-from darkroom.job.dynamic import choose_words
+from darkroom.job.dynamic import NOT_DYNAMIC, choose_words
 from darkroom.job.entry import named
+from darkroom.job.lone import LIMITED, lone_faults, no_model, over_limit
 from darkroom.job.loras import check_loras
 from darkroom.job.misfits import misfits
 from darkroom.job.passes import final_size, passes
@@ -34,6 +34,7 @@ _DEFAULTS = {
 }
 _SETTLED = ("dynamic", "preset", "matrix", "cells")
 """Fields of a request that are no field of a job."""
+_CANNOT = "The job cannot be done here"
 _LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383}
 
 
@@ -46,11 +47,13 @@ def resolve(
     Raises InvalidRequest (unknown model or sampler, over a limit) or ModelUnavailable (a model's folder is broken).
     """
     try:
-        request = choose_words(with_seeds(request), config.prompts)
+        request = _with_words(with_seeds(request), config, catalog)
         cells = cells_of(request)
         if not cells:
             return _decide(request, config, catalog, id, pictures)
-        _check_number(len(cells), request.count or 1, config)
+        faults = [*_too_many(len(cells), request.count or 1, config), *lone_faults(request, config, catalog)]
+        if faults:
+            raise InvalidRequest.of(_CANNOT, faults)
         jobs = [
             _decide_cell(request, cell, number, config, catalog, id, pictures) for number, cell in enumerate(cells, 1)
         ]
@@ -59,14 +62,19 @@ def resolve(
         raise InvalidRequest(named(request.source) + error.message, errors=error.errors) from None
 
 
-def _check_number(cells: int, count: int, config: Config) -> None:
+def _with_words(request: Request, config: Config, catalog: Catalog) -> Request:
+    """With those of dynamic prompts chosen. Raises InvalidRequest, for all else that is wrong too."""
+    try:
+        return choose_words(request, config.prompts)
+    except InvalidRequest as error:
+        raise InvalidRequest.of(NOT_DYNAMIC, [*error.errors, *lone_faults(request, config, catalog)]) from None
+
+
+def _too_many(cells: int, count: int, config: Config) -> Iterator[FieldError]:
     limit = config.limits.max_count
-    if cells * count <= limit:
-        return
-    fault = FieldError(
-        f"{cells:,} cells × {count:,} are {cells * count:,} pictures", "matrix", hint=f"here it is {limit}"
-    )
-    raise InvalidRequest(f"The job cannot be done here: {fault}.", errors=(fault,))
+    if cells * count > limit:
+        message = f"{cells:,} cells × {count:,} are {cells * count:,} pictures"
+        yield FieldError(message, "matrix", hint=f"at most {limit:,} are allowed here")
 
 
 def _decide_cell(
@@ -88,7 +96,11 @@ def _decide_cell(
 
 def _decide(request: Request, config: Config, catalog: Catalog, id: str, pictures: Mapping[str, Given]) -> Job:
     """One job, without cells."""
-    model = _find_model(request.model or catalog.default, catalog)
+    name = request.model or catalog.default
+    model = catalog.get(name)
+    if model is None:
+        others = [fault for fault in lone_faults(request, config, catalog) if fault.field != "model"]
+        raise InvalidRequest.of(_CANNOT, [no_model("model", name, catalog), *others])
     defaults = model.defaults
     errors: list[FieldError] = []
     sampler, schedule = _sampling(request, defaults.sampler, defaults.schedule, model.flow, errors)
@@ -116,8 +128,7 @@ def _decide(request: Request, config: Config, catalog: Catalog, id: str, picture
     else:
         errors += misfits(job, model.flow)
     if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise InvalidRequest(f"The job cannot be done here: {errors[0]}{more}.", errors=tuple(errors))
+        raise InvalidRequest.of(_CANNOT, errors)
     return job
 
 
@@ -148,17 +159,6 @@ def _pictured(
     return fields
 
 
-def _find_model(name: str, catalog: Catalog) -> Model:
-    model = catalog.get(name)
-    if model is not None:
-        return model
-    names = catalog.names()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "there are: " + ", ".join(names[:20])
-    error = FieldError(f'there is no model "{name}"', "model", got=name, hint=hint)
-    raise InvalidRequest(f'There is no model "{name}": {hint}', errors=(error,))
-
-
 def _sampling(
     request: Request,
     sampler_default: str | None,
@@ -167,34 +167,37 @@ def _sampling(
     errors: list[FieldError],
 ) -> tuple[str, str]:
     """The sampler's and schedule's names; a schedule in the sampler's name counts unless one is given by itself."""
-    field = "sampler"
+    sampler, implied = find_sampler(DEFAULT_SAMPLER)
+    field, known = "sampler", False
     try:
         sampler, implied = find_sampler(request.sampler or sampler_default or DEFAULT_SAMPLER)
         if flow is not None:
             sampler = flow.sampler(sampler)
-        field = "schedule"
-        written = request.schedule or implied
-        if written is None and request.sampler is None:
-            written = schedule_default
-        schedule = None if written is None else find_schedule(written)
-        return sampler.name, choose_schedule(sampler, schedule)
+        known = True
     except UnknownName as error:
-        asked = getattr(request, field)
-        source = "" if asked or request.sampler else "; it is a default of the model"
-        errors.append(FieldError(str(error), field, got=asked, hint=error.hint + source))
-        return DEFAULT_SAMPLER, "karras"
+        errors.append(_unknown(field, request, error))
+    field = "schedule"
+    written = request.schedule or implied
+    if written is None and request.sampler is None:
+        written = schedule_default
+    try:
+        schedule = None if written is None else find_schedule(written)
+        return sampler.name, choose_schedule(sampler, schedule) if known else sampler.automatic
+    except UnknownName as error:
+        errors.append(_unknown(field, request, error))
+        return sampler.name, sampler.automatic
+
+
+def _unknown(field: str, request: Request, error: UnknownName) -> FieldError:
+    asked = getattr(request, field)
+    source = "" if asked or request.sampler else "; it is a default of the model"
+    return FieldError(str(error), field, got=asked, hint=error.hint + source)
 
 
 def _check_limits(job: Job, config: Config, errors: list[FieldError]) -> None:
     limits = config.limits
-    for field, value, limit in (
-        ("width", job.width, limits.max_width),
-        ("height", job.height, limits.max_height),
-        ("count", job.count, limits.max_count),
-        ("num_inference_steps", job.num_inference_steps, limits.max_steps),
-    ):
-        if value > limit:
-            errors.append(FieldError(f"must be at most {limit} here", field, got=value, hint="a limit of config.toml"))
+    for field in LIMITED:
+        errors += over_limit(field, field, getattr(job, field), limits)
     longest = _LONGEST_SIDE.get(job.output_format)
     if longest is not None and max(job.width, job.height) > longest:
         field = "width" if job.width > longest else "height"

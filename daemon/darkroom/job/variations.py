@@ -37,17 +37,22 @@ Explain = Callable[[Any, dict[str, str]], FieldError]
 
 
 def check_variations(fields: dict[str, Any], explain: Explain) -> list[FieldError]:
-    """What is wrong with ``matrix`` and ``cells``. Aliases in them become our names, and a prompt may come of them."""
+    """What is wrong with ``matrix`` and ``cells``. Aliases in them become our names, and a prompt may come of them.
+
+    Of what is wrong nothing is left: None stands in its place.
+    """
     errors: list[FieldError] = []
     if fields.get("matrix") is not None:
         fields["matrix"] = _check_matrix(fields["matrix"], errors, explain)
     if fields.get("cells") is not None:
         fields["cells"] = _check_cells(fields["cells"], errors, explain)
-    if errors:
-        fields.pop("matrix", None)
-        fields.pop("cells", None)
-        return errors
     matrix, cells = fields.get("matrix"), fields.get("cells")
+    if "prompt" not in fields and ("prompt" in (matrix or {}) or any("prompt" in cell for cell in cells or ())):
+        first = (cells[0] if cells else {}).get("prompt") or (matrix or {}).get("prompt", [None])[0]
+        if first is not None or errors:
+            fields["prompt"] = first or "a"
+    if errors:
+        return errors
     combined = math.prod(len(values) for values in matrix.values()) if matrix else 0
     if matrix and cells and combined != len(cells):
         message = f"the matrix has {combined:,} combinations, and there are {len(cells):,} cells"
@@ -57,10 +62,6 @@ def check_variations(fields: dict[str, Any], explain: Explain) -> list[FieldErro
         pictures = f"{number:,} × {count} = {number * count:,}" if count else f"{number:,}"
         message = f"is {pictures} pictures; at most {MOST_PICTURES:,} are allowed"
         errors.append(FieldError(message, "matrix" if matrix else "cells"))
-    if "prompt" not in fields:
-        first = (cells[0] if cells else {}).get("prompt") or (matrix or {}).get("prompt", [None])[0]
-        if first is not None:
-            fields["prompt"] = first
     return errors
 
 
@@ -79,10 +80,11 @@ def _check_matrix(matrix: Any, errors: list[FieldError], explain: Explain) -> di
             errors.append(FieldError(f"the same as {field}, which stands here too", name, hint="keep one"))
         elif not isinstance(values, list) or not values:
             errors.append(FieldError("must be a list of values", name, hint=f'for example "{spelling}": [1, 2]'))
+            checked[field] = [None]
         elif len(values) > MOST_PICTURES:
             errors.append(FieldError(f"has {len(values):,} values; at most {MOST_PICTURES:,} are allowed", name))
         else:
-            checked[field] = values
+            checked[field] = [*values]
             seen: list[Any] = []
             for index, value in enumerate(values):
                 fault = _fault(field, value, f"{name}[{index}]", explain)
@@ -90,6 +92,7 @@ def _check_matrix(matrix: Any, errors: list[FieldError], explain: Explain) -> di
                     fault = FieldError("stands here twice", f"{name}[{index}]", got=value, hint="keep one")
                 if fault is not None:
                     errors.append(fault)
+                    checked[field][index] = None
                 seen.append(value)
     return checked
 
@@ -103,6 +106,7 @@ def _check_cells(cells: Any, errors: list[FieldError], explain: Explain) -> list
     for index, cell in enumerate(cells):
         if not isinstance(cell, dict) or not cell:
             errors.append(FieldError("must be an object of the fields that vary", f"cells[{index}]"))
+            checked.append({})
             continue
         ours: dict[str, Any] = {}
         for spelling, value in cell.items():
@@ -111,7 +115,7 @@ def _check_cells(cells: Any, errors: list[FieldError], explain: Explain) -> list
             fault = _cannot_vary(field, name) or _fault(field, value, name, explain)
             if fault is not None:
                 errors.append(fault)
-            ours[field] = value
+            ours[field] = value if fault is None else None
         checked.append(ours)
     return checked
 

@@ -18,6 +18,7 @@ from darkroom.output.lettering import font, legible, line_height, shorten, wrap
 
 _PAPER = (18, 18, 20)
 _INK = (226, 226, 230)
+_FAULT = (240, 120, 110)
 _LARGEST, _SMALLEST = 256, 48
 _MOST_PIXELS = 24_000_000
 _MOST_SIDE = 30_000
@@ -77,10 +78,11 @@ class _Layout:
         return width, len(self.blocks) * self.block + self.gap
 
 
-def grid(axes: Axes, pictures: Sequence[Path], *, each: int = 1) -> bytes:
+def grid(axes: Axes, pictures: Sequence[Path | str], *, each: int = 1) -> bytes:
     """Draw it, as a JPEG. The pictures are in the order of the combinations, ``each`` of them so many.
 
-    A file that is no picture leaves its place empty.
+    Where there is none a text stands for it, which is written in a frame in its place. A file that is no picture leaves
+    its place empty.
     """
     layout = _layout(axes, each)
     image = Image.new("RGB", layout.size, _PAPER)
@@ -98,10 +100,14 @@ def grid(axes: Axes, pictures: Sequence[Path], *, each: int = 1) -> bytes:
             _write(draw, layout.columns[column], (across, top + layout.gap), layout.cell, layout)
         if column == 0:
             _write(draw, layout.rows[row], (layout.gap, down), layout.left - 2 * layout.gap, layout)
-        for index, path in enumerate(pictures[cell * each : (cell + 1) * each]):
-            picture = _fitted(path, layout.side)
+        for index, what in enumerate(pictures[cell * each : (cell + 1) * each]):
+            left = across + index * (layout.side + layout.gap)
+            if isinstance(what, str):
+                _write_instead(draw, what, (left, down), layout)
+                continue
+            picture = _fitted(what, layout.side)
             middle = ((layout.side - picture.width) // 2, (layout.side - picture.height) // 2)
-            image.paste(picture, (across + index * (layout.side + layout.gap) + middle[0], down + middle[1]))
+            image.paste(picture, (left + middle[0], down + middle[1]))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -128,12 +134,27 @@ def _label(axis: str, value: Any) -> str:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], width: int, layout: _Layout, most: int = _LINES
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    place: tuple[int, int],
+    width: int,
+    layout: _Layout,
+    most: int = _LINES,
+    ink: tuple[int, int, int] = _INK,
 ) -> None:
     letters = font(layout.letters)
     for number, line in enumerate(wrap(legible(text, letters), letters, width, most)):
         at = (place[0], place[1] + number * line_height(letters))
-        draw.text(at, shorten(line, letters, width), font=letters, fill=_INK)
+        draw.text(at, shorten(line, letters, width), font=letters, fill=ink)
+
+
+def _write_instead(draw: ImageDraw.ImageDraw, text: str, place: tuple[int, int], layout: _Layout) -> None:
+    """In a frame as large as a picture, as much of the text as it holds."""
+    left, top = place
+    draw.rectangle((left, top, left + layout.side - 1, top + layout.side - 1), outline=_FAULT, width=layout.gap // 2)
+    room = layout.side - 4 * layout.gap
+    lines = max(1, room // line_height(font(layout.letters)))
+    _write(draw, text, (left + 2 * layout.gap, top + 2 * layout.gap), room, layout, lines, ink=_FAULT)
 
 
 def _fitted(path: Path, side: int) -> Image.Image:

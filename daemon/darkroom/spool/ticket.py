@@ -128,6 +128,13 @@ class Attempt(BaseModel):
 
     boot_id: str
     ended: Literal["engine-died", "engine-stalled"] | None = None
+    prepared: bool = False
+    """On record before the job's turn: that its turn came is not made durable."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the engine was woken. Of one that was prepared a power cut may have taken what says so."""
+        return not self.prepared or self.boot_id != boot_id()
 
 
 def _cut(value: Any) -> Any:
@@ -151,6 +158,8 @@ class Ticket:
     """How many bytes log.jsonl has, with those lines; None until the first."""
     _attempts: dict[int, Attempt] | None = field(default=None, repr=False)
     """By number, from 1. Only this daemon changes them, so they are read once."""
+    _prepared: int | None = field(default=None, repr=False)
+    """The attempt that is on record already, though the engine is not woken yet."""
 
     @classmethod
     def load(cls, folder: Path, disk: Disk) -> Ticket | None:
@@ -242,7 +251,8 @@ class Ticket:
             names = () if self.fresh else os.listdir(self.place)
             numbers = (name.removeprefix(ATTEMPT) for name in names if name.startswith(ATTEMPT))
             known = sorted(int(number) for number in numbers if number.isdigit())
-            self._attempts = {number: self._read_attempt(number) for number in known}
+            found = {number: self._read_attempt(number) for number in known}
+            self._attempts = {number: attempt for number, attempt in found.items() if attempt.counts}
         return self._attempts
 
     def _read_attempt(self, number: int) -> Attempt:
@@ -259,17 +269,33 @@ class Ticket:
         """How many there were."""
         return len(self._known_attempts())
 
-    def begin_attempt(self) -> int:
-        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1.
-
-        The name is what counts and is durable; the content need not be.
-        """
+    def prepare_attempt(self) -> None:
+        """Put on record that the engine is about to be woken: then ``begin_attempt`` does not wait for the disk."""
         number = len(self._known_attempts()) + 1
-        attempt = Attempt(boot_id=boot_id())
-        self.disk.write(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
-        self.disk.sync_folder(self.place)
+        self._write_attempt(number, Attempt(boot_id=boot_id(), prepared=True))
+        self._prepared = number
+
+    def unprepare_attempt(self) -> None:
+        """It is not, for now."""
+        if self._prepared is not None:
+            number, self._prepared = self._prepared, None
+            self.forget_attempt(number)
+
+    def begin_attempt(self) -> int:
+        """Put on record that the engine is woken, before it is. Returns the attempt's number, from 1."""
+        number, attempt = len(self._known_attempts()) + 1, Attempt(boot_id=boot_id())
+        if self._prepared == number:
+            self.disk.replace(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        else:
+            self._write_attempt(number, attempt)
+        self._prepared = None
         self._known_attempts()[number] = attempt
         return number
+
+    def _write_attempt(self, number: int, attempt: Attempt) -> None:
+        """The name is what counts and is durable; the content need not be."""
+        self.disk.write(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        self.disk.sync_folder(self.place)
 
     def end_attempt(self, number: int, ended: Literal["engine-died", "engine-stalled"]) -> None:
         """Put on record that the engine died or hung on this job."""
@@ -320,7 +346,7 @@ class Ticket:
     def log(self, event: str, fields: Mapping[str, Any], *, last: bool = False) -> None:
         """A line of log.jsonl, which ``write_log`` writes with the others since. ``last`` is written however many."""
         if self._logged is None:
-            self._logged = 0 if self.fresh else self._log_size()
+            self._logged = 0 if self.fresh else self.log_size()
         if self._logged > MOST_LOG_BYTES and not last:
             return
         said = {key: _cut(value) for key, value in fields.items()}
@@ -332,7 +358,8 @@ class Ticket:
         self._lines.append(strict_json.line(said) + b"\n")
         self._logged = (self._logged or 0) + len(self._lines[-1])
 
-    def _log_size(self) -> int:
+    def log_size(self) -> int:
+        """How many bytes log.jsonl has; 0 where there is none."""
         try:
             return os.stat(self.at(LOG)).st_size
         except OSError:
