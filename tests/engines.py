@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from darkroom.config import Config
-from darkroom.errors import DeviceGone
+from darkroom.errors import DeviceGone, OutOfMemory
 from darkroom.events import Ending, Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import NO_IMAGES, Images, Job
@@ -183,6 +183,33 @@ class SteppingDown(FakeEngine):
     ) -> Iterator[Event]:
         yield Fallback("tiled_vae", "no memory", lossless=True, memory_before=5, memory_after=3)
         yield from super().render(job, skip, stopping, images)
+
+
+class Filling(FakeEngine):
+    """Has room for pictures as they are asked for only in a process that has made none before.
+
+    Then it makes the first one, and has none for the rest: it makes them smaller, or none where it must not.
+    """
+
+    made = 0
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        full = self.made > 0
+        for event in super().render(job, skip, stopping, images):
+            yield event
+            self.made += isinstance(event, Picture)
+            if isinstance(event, Picture) and full:
+                if job.on_oom == "fail":
+                    raise OutOfMemory("no room")
+                yield Fallback("smaller_picture", "no room", lossless=False, changes={"width": 64, "height": 64})
+
+
+class Cramped(Filling):
+    """Has room for none from the first."""
+
+    made = 1
 
 
 class Unbuildable:

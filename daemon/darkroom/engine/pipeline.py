@@ -64,6 +64,8 @@ class Pipeline:
     """The LoRAs of the job at work. ``sizes`` counts them."""
     readings: Readings = field(default_factory=Readings)
     """What its text encoders, without any LoRA, made of texts."""
+    on_disk: int = 0
+    """Bytes of its files."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
     _streamed: set[str] = field(default_factory=set)
@@ -125,6 +127,11 @@ class Pipeline:
     def size(self) -> int:
         """Bytes of the parts that are in memory."""
         return sum(self.sizes[name] for name in self.loaded)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether the size of its largest part is known, since that was in memory once."""
+        return not self.sizes.keys().isdisjoint(("unet", "transformer"))
 
     def held(self) -> dict[str, int]:
         """Bytes of those that are in the device's memory: ``mapped`` from a file, or ``anonymous``."""

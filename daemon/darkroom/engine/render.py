@@ -17,10 +17,12 @@ from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import ALIVE_S, Fetching
+from darkroom.engine.fitting import gib
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.graphs import Graphs
 from darkroom.engine.hashes import Hashes
+from darkroom.engine.lane import Lane
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
 from darkroom.engine.models import Models
@@ -31,7 +33,7 @@ from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
 from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import ConfigError, DarkroomError, DeviceGone, RenderFailed, first_line
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, OutOfMemory, RenderFailed, first_line
 from darkroom.events import Alive, Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import passes
@@ -58,7 +60,8 @@ class Engine:
         self._learned = Learned(folder)
         self._hashes = Hashes(folder)
         self._under_way = UnderWay(folder)
-        self._bound = host.Bound()
+        self._bound = host.Bound(wanted=self._device.type == "cpu")  # a GPU's memory has an end by itself
+        self._lane = Lane()
         self._saving = False
         self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
         self._graphs = Graphs(self._device) if config.engine.cuda_graphs else None
@@ -88,9 +91,12 @@ class Engine:
         except DarkroomError:
             raise
         except Exception as error:
+            self._bound.lift()  # to speak takes memory too
             failure = devices.device_failure(error)
             if failure is not None:
                 raise failure from None
+            if devices.is_out_of_memory(error):
+                raise self._out_of_memory(error) from None
             raise RenderFailed(
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
@@ -98,7 +104,7 @@ class Engine:
             self._rendering = None
             self._expected = ()
             self._announced = None
-            self._bound.lift()
+            self._bound.end()
             if self._adapted is not None:
                 self._adapted.adapt(None)
                 self._adapted = None
@@ -114,7 +120,7 @@ class Engine:
         """
         try:
             pipeline = self._models.get(self._default)
-            self._draw_bound(self._models.find(self._default).size())
+            self._bound.draw(pipeline.on_disk)
             openvino, later = pipeline.openvino, set[str]()
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
@@ -188,7 +194,7 @@ class Engine:
                 "The UNet is brought to 8 bits for OpenVINO, once, which takes some minutes for a large model: that is "
                 "a part of this job's time.",
             )
-            self._draw_bound(self._models.find(job.model).size())
+            self._bound.draw(pipeline.on_disk)
             try:
                 yield from _alive_while(partial(quantize, pipeline, job))
             except Unserved as error:
@@ -215,9 +221,9 @@ class Engine:
         loaded_before = needed <= pipeline.loaded.keys()
         unloaded = None
         if not loaded_before and not _died_loading(death):
-            self._draw_bound(self._models.find(job.model).size())
+            self._bound.draw(pipeline.on_disk)
             unloaded = self._load(pipeline, [name for name in pipeline.parts if name in needed])
-        self._draw_bound()
+        self._bound.draw()
         description, versions = devices.describe(pipeline.device, pipeline.dtype), devices.versions()
         if pipeline.openvino is not None and pipeline.served:
             description = f"{description}, {pipeline.openvino.describe()}"
@@ -237,7 +243,7 @@ class Engine:
             images=images,
             learned=self._learned,
             under_way=self._under_way,
-            draw_bound=self._draw_bound,
+            bound=self._bound,
             save_memory=lambda: self._save_memory(pipeline),
             previews=self._previews,
             model_hash=model_hash,
@@ -246,6 +252,7 @@ class Engine:
             ahead=self._ahead,
             expected=self._expected if death is None else (),
             announced=lambda: self._announced,
+            lane=self._lane,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)
@@ -262,6 +269,16 @@ class Engine:
         if isinstance(decoder, Served) and job.decoder != "tiny":
             news |= decoder.compile((1, 0, last.height // reduction, last.width // reduction))
         return news
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        """Before or beside the work that can be made smaller."""
+        free = devices.memory_free(self._device)
+        there = "" if free is None else f", of which {gib(free)} are free"
+        return OutOfMemory(
+            f"What the job needs before its first step does not fit into memory{there}: free memory that other programs "
+            f"hold, or give darkroom more. ({first_line(error)})",
+            trace=traceback.format_exc(),
+        )
 
     def _model_hash(self, job: Job, stopping: Stopping) -> Callable[[], str | None]:
         """The start of a checkpoint's sha256, as other tools write it; waited for only when it is asked for."""
@@ -292,11 +309,6 @@ class Engine:
         self._models.keep_only(pipeline)
         if self._graphs is not None:
             self._graphs.clear()
-
-    def _draw_bound(self, mapping: int = 0) -> None:
-        """An allocation that does not fit is to fail, not to kill. A GPU's memory does that by itself."""
-        if self._device.type == "cpu":
-            self._bound.draw(mapping)
 
     def _load(self, pipeline: Pipeline, names: list[str]) -> str | None:
         """These parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""
