@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from darkroom.config import Config
 from darkroom.errors import DeviceGone, OutOfMemory
@@ -210,6 +211,41 @@ class Cramped(Filling):
     """Has room for none from the first."""
 
     made = 1
+
+
+def crowded(config: Config) -> Any:
+    """The real engine, where a pass of more than three pictures finds no memory once it has made a step.
+
+    Nor does the decoding of any picture of what is "hopeless".
+    """
+    import torch
+
+    from darkroom.engine import rendering
+    from darkroom.engine.render import Engine
+
+    step, decode = rendering.step, rendering.decode
+
+    class Crowded(Engine):
+        hopeless = False
+
+        def render(
+            self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+        ) -> Iterator[Event]:
+            Crowded.hopeless = "hopeless" in job.prompt
+            yield from super().render(job, skip, stopping, images)
+
+    def denied(wanted: Callable[..., Any], no_room: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
+        def work(*given: Any, **named: Any) -> Any:
+            done = wanted(*given, **named)
+            if any(no_room(latents) for latents in given if isinstance(latents, torch.Tensor)):
+                torch.empty(1 << 60, dtype=torch.uint8)  # more than there are addresses: the allocator itself says no
+            return done
+
+        return work
+
+    rendering.step = denied(step, lambda latents: latents.ndim == 4 and len(latents) > 3)
+    rendering.decode = denied(decode, lambda _: Crowded.hopeless)
+    return Crowded(config)
 
 
 class Unbuildable:

@@ -457,7 +457,7 @@ def test_what_cannot_be_loaded_even_alone_is_not_made_smaller_in_vain(tmp_path: 
 
     engine._models.get("sd").loaders["unet"] = no_room
     seen: list[Event] = []
-    with pytest.raises(OutOfMemory, match="128×128 at a time.* could not even be read into them part by part"):
+    with pytest.raises(OutOfMemory, match=r"128×128 at a time.* could not even be read into them part by part"):
         for event in engine.render(make_job(width=128, height=128), frozenset(), lambda: False):
             seen.append(event)
     assert rungs(seen) == ["model_offload"]

@@ -89,7 +89,7 @@ class Fitting:
             self.learned.learn(self.key, self.plan, self.full, self._room)
 
     def remedies(self, *, weighed: bool = True) -> list[str]:
-        """What would have helped, at the ladder's foot. What is needed is only known of a model that was ``weighed``."""
+        """What would have helped, at the ladder's foot. What is needed is known of a model that was ``weighed``."""
         found = []
         room, needed = self.room(), self.need.peak(self.plan)
         if room is not None and not weighed:

@@ -275,8 +275,8 @@ class Engine:
         free = devices.memory_free(self._device)
         there = "" if free is None else f", of which {gib(free)} are free"
         return OutOfMemory(
-            f"What the job needs before its first step does not fit into memory{there}: free memory that other programs "
-            f"hold, or give darkroom more. ({first_line(error)})",
+            f"What the job needs before its first step does not fit into memory{there}: free memory that other "
+            f"programs hold, or give darkroom more. ({first_line(error)})",
             trace=traceback.format_exc(),
         )
 
