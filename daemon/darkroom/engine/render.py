@@ -25,6 +25,7 @@ from darkroom.engine.hashes import Hashes
 from darkroom.engine.lane import Lane
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
+from darkroom.engine.memory import DOUBT
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
@@ -124,8 +125,8 @@ class Engine:
             openvino, later = pipeline.openvino, set[str]()
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
-                if not openvino.ready:
-                    later = {"unet", DECODER}  # to convert takes a minute, which no job should have to wait for
+                # to convert takes a minute, which no job should have to wait for
+                later = {"vae"} if openvino.ready else {"unet", DECODER}
             for name in pipeline.parts:
                 if stopping():
                     return
@@ -175,7 +176,9 @@ class Engine:
         if openvino is None:
             return
         against = openvino.against(adapted=pipeline.adapts_unet, reuses=reuses(job), died=died)
-        pipeline.serve(against is None)
+        free = devices.memory_free(self._device)
+        plenty = not died and (free is None or free > DOUBT * pipeline.on_disk)
+        pipeline.serve(against is None, plenty=plenty)
         if against is not None:
             yield Warned("openvino_unused", f"The UNet was run by torch, not by OpenVINO: {against}.")
             return
@@ -216,6 +219,8 @@ class Engine:
         """With the pipeline as it is, ``begin`` being when its loading did. Raises Unserved where OpenVINO fails."""
         model_hash = self._model_hash(job, stopping)
         needed = set(pipeline.parts)
+        if pipeline.served and not (job.init_image or job.hires or pipeline.inpaints):
+            needed.discard("vae")  # to decode it is not asked, unless by tiles or in float32
         if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
             needed -= set(pipeline.text_encoder_names)
         loaded_before = needed <= pipeline.loaded.keys()
@@ -300,6 +305,7 @@ class Engine:
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""
         self._keep_only(pipeline)
+        pipeline.forget_aside()
         self._loras.clear()
         self._saving = True
         host.save_memory(True)

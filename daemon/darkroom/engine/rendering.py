@@ -19,7 +19,7 @@ import torch
 from darkroom.engine import device as devices
 from darkroom.engine.ahead import Ahead, Companions, Shot
 from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
-from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
+from darkroom.engine.diffusion import Denoiser, Posterior, decode, decoding_part, encode_picture, is_guided, step
 from darkroom.engine.graphs import Graphs, Replays
 from darkroom.engine.host import Bound
 from darkroom.engine.lane import Lane
@@ -340,7 +340,7 @@ class Rendering(Planned):
             stop_if(self.stopping)
             group = batch[start : start + together]
             latents = torch.cat([self.latents[index] for index in group])
-            with self._timed("decode"), self._at_work("decode", by):
+            with self._timed("decode"), self._at_work("decode", decoding_part(self.pipeline, self.plan.vae, by)):
                 black = self.originals.black
                 pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=black, by=by)
             self.helped = self.helped or helped
