@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.engine.host import oom_kills
+from darkroom.engine.host import free_bytes, oom_kills
 from darkroom.errors import DarkroomError, EngineDied, EngineKilled, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event, Fallback, Loaded, Picture
 from darkroom.executors.messages import Ended, Next, Ready, Setup, Stop, Work
@@ -248,8 +248,12 @@ class _Child:
         self._reader.join(1)
         kills = oom_kills()
         by_kernel = kills is not None and self.kills is not None and kills > self.kills
-        kind = EngineKilled if by_kernel and self.process.returncode == -signal.SIGKILL else EngineDied
-        return kind(f"The engine's process {_how(self.process.returncode)}", trace=self.said())
+        how = f"The engine's process {_how(self.process.returncode)}"
+        if not (by_kernel and self.process.returncode == -signal.SIGKILL):
+            return EngineDied(how, trace=self.said())
+        free = free_bytes()
+        there = "" if free is None else f"; {free >> 20:,} MiB are free without it"
+        return EngineKilled(f"{how}{there}", trace=self.said())
 
     def end(self) -> None:
         """Kill it, and wait until the system has taken it back."""
