@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from darkroom.engine.host import Bound
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
@@ -126,7 +127,7 @@ def with_plan(engine: Engine, job: Job, folder: Path, **changes: Any) -> Iterato
         images={"init_image": png(drawing()), "mask_image": png(left_half())},
         learned=Learned(folder),
         under_way=UnderWay(folder),
-        draw_bound=lambda mapping: None,
+        bound=Bound(wanted=False),
         save_memory=lambda: None,
     )
     rendering.fitting.plan = replace(rendering.fitting.full, **changes)

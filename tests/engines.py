@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from darkroom.config import Config
-from darkroom.errors import DeviceGone
+from darkroom.errors import DeviceGone, OutOfMemory
 from darkroom.events import Ending, Event, Fallback, Loaded, Picture, Step, Warned
 from darkroom.executors.fake import FakeEngine
 from darkroom.job import NO_IMAGES, Images, Job
@@ -183,6 +184,68 @@ class SteppingDown(FakeEngine):
     ) -> Iterator[Event]:
         yield Fallback("tiled_vae", "no memory", lossless=True, memory_before=5, memory_after=3)
         yield from super().render(job, skip, stopping, images)
+
+
+class Filling(FakeEngine):
+    """Has room for pictures as they are asked for only in a process that has made none before.
+
+    Then it makes the first one, and has none for the rest: it makes them smaller, or none where it must not.
+    """
+
+    made = 0
+
+    def render(
+        self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+    ) -> Iterator[Event]:
+        full = self.made > 0
+        for event in super().render(job, skip, stopping, images):
+            yield event
+            self.made += isinstance(event, Picture)
+            if isinstance(event, Picture) and full:
+                if job.on_oom == "fail":
+                    raise OutOfMemory("no room")
+                yield Fallback("smaller_picture", "no room", lossless=False, changes={"width": 64, "height": 64})
+
+
+class Cramped(Filling):
+    """Has room for none from the first."""
+
+    made = 1
+
+
+def crowded(config: Config) -> Any:
+    """The real engine, where a pass of more than three pictures finds no memory once it has made a step.
+
+    Nor does the decoding of any picture of what is "hopeless".
+    """
+    import torch
+
+    from darkroom.engine import rendering
+    from darkroom.engine.render import Engine
+
+    step, decode = rendering.step, rendering.decode
+
+    class Crowded(Engine):
+        hopeless = False
+
+        def render(
+            self, job: Job, skip: frozenset[int], stopping: Callable[[], bool], images: Images = NO_IMAGES
+        ) -> Iterator[Event]:
+            Crowded.hopeless = "hopeless" in job.prompt
+            yield from super().render(job, skip, stopping, images)
+
+    def denied(wanted: Callable[..., Any], no_room: Callable[[torch.Tensor], bool]) -> Callable[..., Any]:
+        def work(*given: Any, **named: Any) -> Any:
+            done = wanted(*given, **named)
+            if any(no_room(latents) for latents in given if isinstance(latents, torch.Tensor)):
+                torch.empty(1 << 60, dtype=torch.uint8)  # more than there are addresses: the allocator itself says no
+            return done
+
+        return work
+
+    rendering.step = denied(step, lambda latents: latents.ndim == 4 and len(latents) > 3)
+    rendering.decode = denied(decode, lambda _: Crowded.hopeless)
+    return Crowded(config)
 
 
 class Unbuildable:

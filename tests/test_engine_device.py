@@ -60,7 +60,10 @@ def test_a_person_is_told_the_processor_and_the_format() -> None:
         RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
         RuntimeError("could not create a memory object"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
         RuntimeError("std::bad_alloc"),
+        ImportError("libheif.so: failed to map segment from shared object"),
         OSError(12, "Cannot allocate memory"),
     ],
 )

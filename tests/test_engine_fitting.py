@@ -272,13 +272,29 @@ def test_what_fitted_after_a_death_is_learnt(house: House) -> None:
 def test_at_the_foot_a_size_that_should_fit_is_named(house: House) -> None:
     fitting, _ = house.begun()
     house.room = 3 << 30
-    assert fitting.remedies() == ["576×576 may fit", '"on_oom": "degrade" lets the picture be made smaller']
+    assert fitting.remedies() == [
+        "576×576 may fit, and 3.0 GiB are free",
+        '"on_oom": "degrade" lets the picture be made smaller',
+    ]
 
 
 def test_where_no_size_fits_it_is_said_how_much_is_missing(house: House) -> None:
     fitting, _ = house.begun(on_oom="degrade")
     house.room = 1 << 30
-    assert fitting.remedies() == ["about 4.0 GiB are needed and 1.0 GiB are free"]
+    assert fitting.remedies() == ["4.0 GiB to 7.9 GiB are needed, and 1.0 GiB are free"]
+
+
+def test_what_may_or_may_not_fit_by_the_estimate_is_not_said_to_fit(house: House) -> None:
+    fitting, _ = house.begun(on_oom="degrade")
+    house.room = 5 << 30
+    assert fitting.remedies() == ["4.0 GiB to 7.9 GiB are needed, and 5.0 GiB are free"]
+
+
+def test_of_a_model_that_was_never_in_memory_it_is_not_said_what_it_needs(house: House) -> None:
+    fitting, _ = house.begun(on_oom="degrade")
+    house.room = 1 << 30
+    (remedy,) = fitting.remedies(weighed=False)
+    assert remedy == "1.0 GiB are free, and the model could not even be read into them part by part"
 
 
 def test_where_it_should_have_fitted_another_program_is_suspected(house: House) -> None:

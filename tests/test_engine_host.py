@@ -159,6 +159,39 @@ print(free, resource.getrlimit(resource.RLIMIT_DATA)[0])
     assert soft == 1 << 30
 
 
+@linux
+def test_a_bound_that_code_filled_or_had_no_room_for_is_told_and_the_next_one_is_wider() -> None:
+    code = """
+import json, mmap, resource
+from darkroom.engine.host import Bound, code_bytes
+
+bound, kept, said = Bound(), [], []
+said.append(bound.too_narrow(for_code=True))  # there is none
+bound.draw()
+said.append(bound.too_narrow(for_code=False))
+said.append(resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY)
+bound.draw()
+before = code_bytes()
+kept.append(mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
+said.append(code_bytes() - before == 8 << 20)
+said.append(bound.too_narrow(for_code=False))
+bound.draw()
+said.append(bound.too_narrow(for_code=False))  # counted by now
+wider = 0
+for _ in range(20):
+    bound.draw()
+    wider += bound.too_narrow(for_code=True)
+said.append(0 < wider < 20)
+bound.draw()
+more = bound._more
+bound.end()
+said.append((more > 0, bound._more == 0))
+print(json.dumps(said))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == [False, False, True, True, True, False, True, [True, True]]
+
+
 def test_lifting_a_bound_that_was_never_drawn_does_nothing() -> None:
     Bound().lift()
     assert os.getpid()

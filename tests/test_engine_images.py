@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine.beginning import pixels_of
+from darkroom.engine.host import Bound
 from darkroom.engine.learned import Learned
 from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Rendering
@@ -223,7 +224,7 @@ def test_the_plan_is_made_for_the_last_pass(engine: Engine, tmp_path: Path) -> N
     job = make_job(width=128, height=96, hires=Hires(scale=1.5))
     rendering = Rendering(
         pipeline, job, [0], 8, "cpu", lambda: False, learned=Learned(tmp_path), under_way=UnderWay(tmp_path),
-        draw_bound=lambda mapping: None, save_memory=lambda: None,
+        bound=Bound(wanted=False), save_memory=lambda: None,
     )  # fmt: skip
     assert (rendering.plan.width, rendering.plan.height, rendering.plan.smallest_side) == (192, 144, 96)
 

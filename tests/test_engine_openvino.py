@@ -23,12 +23,13 @@ from conftest import Darkroom
 from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
 from darkroom.config import Config
+from darkroom.engine import render as rendered
 from darkroom.engine import served
 from darkroom.engine.diffusion import decode
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
 from darkroom.engine.served import Served, ServedDecoder
-from darkroom.events import Event, Loaded
+from darkroom.events import Event, Fallback, Loaded
 from darkroom.job import Hires
 from engine_flows import save_tiny_flow
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
@@ -194,6 +195,64 @@ def test_the_decoder_leaves_memory_with_the_vae(cache: Path) -> None:
     assert not {"vae", "decoder"} & pipeline.loaded.keys()
 
 
+def test_torch_s_vae_is_in_memory_only_where_it_is_asked(cache: Path) -> None:
+    engine = make_engine(cache)
+    pipeline = pipeline_of(engine)
+    render(engine, make_job(**HEART))
+    assert "decoder" in pipeline.loaded
+    assert "vae" not in pipeline.loaded
+    render(engine, make_job(**HEART, hires=Hires(scale=1.5)))
+    assert {"decoder", "vae"} <= pipeline.loaded.keys()
+    engine.close()
+
+
+def test_what_torch_or_openvino_does_without_for_a_job_waits_where_there_is_room_for_both(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(cache)
+    pipeline = pipeline_of(engine)
+    adapted = make_job(**{**HEART, "prompt": "a red heart <lora:blueprint:1>"})
+
+    def unets() -> list[Any]:
+        found = []
+        for job in (make_job(**HEART), adapted, make_job(**HEART), adapted):
+            render(engine, job)
+            found.append((pipeline.loaded["unet"], pipeline.sizes["unet"]))
+        return found
+
+    served, of_torch, served_again, of_torch_again = unets()
+    assert served == served_again
+    assert of_torch == of_torch_again
+    assert served[0] is not of_torch[0]
+    engine.close()
+    pipeline = pipeline_of(engine)
+    monkeypatch.setattr(rendered, "DOUBT", 1e12)
+    served, of_torch, served_again, of_torch_again = unets()
+    assert served[0] is not served_again[0]
+    assert of_torch[0] is not of_torch_again[0]
+    assert pipeline._aside == {}
+    engine.close()
+
+
+def test_what_waits_aside_is_let_go_before_anything_else_when_memory_runs_out(engine: Engine) -> None:
+    adapted = make_job(**{**HEART, "prompt": "a red heart <lora:blueprint:1>"})
+    pipeline = pipeline_of(engine)
+    render(engine, make_job(**HEART))
+    seen: list[Any] = []
+    for event in engine.render(adapted, frozenset(), lambda: False):
+        if isinstance(event, Loaded):
+            assert pipeline._aside
+            monkey = pipeline.loaded["unet"].register_forward_pre_hook(no_room)
+        if isinstance(event, Fallback):
+            seen.append((event.rung, dict(pipeline._aside)))
+            monkey.remove()
+    assert seen == [("freed_memory", {})]
+
+
+def no_room(*_: Any) -> None:
+    raise MemoryError
+
+
 def test_what_made_the_picture_is_on_record(darkroom: Darkroom, cache: Path) -> None:
     from darkroom.executors import LocalExecutor
 
@@ -347,7 +406,8 @@ def test_a_model_that_is_converted_is_preloaded_and_one_that_is_not_is_left_to_i
         engine = make_engine(folder)
         engine.prepare(lambda: False)
         assert ("unet" in pipeline_of(engine).loaded) is there
-        assert "vae" in pipeline_of(engine).loaded
+        assert ("vae" in pipeline_of(engine).loaded) is not there
+        assert ("decoder" in pipeline_of(engine).loaded) is there
 
 
 def test_its_makers_are_not_told(tmp_path: Path) -> None:

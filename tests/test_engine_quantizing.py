@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from conftest import Darkroom
 from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
-from darkroom.engine import openvino, quantizing
+from darkroom.engine import host, openvino, quantizing
 from darkroom.engine.render import Engine
 from darkroom.events import Alive, Event, Loaded
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
@@ -114,6 +115,20 @@ def test_what_cannot_be_quantized_runs_as_it_is_and_is_not_tried_in_each_job(
     assert pictures(events) == plain and loaded(events).device.endswith(", openvino float32")
     assert codes(render(engine, make_job(**HEART))) == ["openvino_unquantized"] and len(tried) == 1
     assert not [path for path in (cache / "cache/openvino").iterdir() if path.name.startswith(".")]
+
+
+def test_where_it_would_not_fit_into_memory_it_is_not_begun(
+    cache: Path, plain: dict[int, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path)
+    monkeypatch.setattr(host, "free_bytes", lambda **_: 1)
+    monkeypatch.setattr(quantizing, "_quantized", lambda *_: pytest.fail("it was begun"))
+    events = render(engine, make_job(**HEART))
+    assert codes(events)[-1] == "openvino_unquantized"
+    said = warned(events)[-1].message
+    assert re.search(r"not run in 8 bits: to bring it there takes about \d+ MiB of memory, and 0 MiB are free", said)
+    assert pictures(events).keys() == plain.keys()
+    engine.close()
 
 
 def test_without_nncf_it_runs_as_it_is_and_says_what_to_install(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from darkroom.config import Config
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
+from darkroom.engine.host import Bound
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
@@ -407,6 +409,60 @@ def test_at_the_ladders_foot_the_smallest_plan_is_told_and_the_next_job_runs_on_
     assert in_memory(pipeline, events) == [{"text_encoder", "unet", "vae"}] * 2
 
 
+class Uncompiled(Failing):
+    """Has no room for a kernel's code once, and in that thread never again: so does oneDNN."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__(part, RuntimeError("could not create a primitive"), times=0)
+        self.seen = threading.local()
+
+    def forward(self, sample: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(self.calls) == 1:
+            self.seen.it_all = True
+        self.times = int(hasattr(self.seen, "it_all"))
+        return super().forward(sample, *arguments, **options)
+
+
+def test_a_thread_in_which_no_kernel_can_be_compiled_any_more_is_left_and_no_picture_made_smaller(
+    tmp_path: Path, tiny_sd: Path
+) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd}))
+    made = pictures(render(engine, make_job(num_inference_steps=3)))
+    pipeline = loaded(engine, "sd")
+    failing = put(pipeline, "unet", Uncompiled(pipeline.unet))
+    for _ in range(2):
+        events = render(engine, make_job(num_inference_steps=3))
+        assert set(rungs(events)) <= {"freed_memory"}  # none where the process has a bound that was too narrow
+        assert pictures(events) == made
+    assert len(failing.calls) == 1 + 1 + 3 + 3  # a step that was made, one that was not, and all of both
+
+
+def test_memory_that_runs_out_before_the_work_begins_is_told_as_such(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(engine._models, "get", no_room)
+    with pytest.raises(OutOfMemory, match="needs before its first step does not fit into memory") as raised:
+        render(engine, make_job())
+    assert "MemoryError" in (raised.value.trace or "")
+
+
+def test_what_cannot_be_loaded_even_alone_is_not_made_smaller_in_vain(tmp_path: Path, tiny_sd: Path) -> None:
+    engine = Engine(make_config(tmp_path, {"sd": tiny_sd}))
+
+    def no_room() -> Any:
+        raise no_memory()
+
+    engine._models.get("sd").loaders["unet"] = no_room
+    seen: list[Event] = []
+    with pytest.raises(OutOfMemory, match=r"128×128 at a time.* could not even be read into them part by part"):
+        for event in engine.render(make_job(width=128, height=128), frozenset(), lambda: False):
+            seen.append(event)
+    assert rungs(seen) == ["model_offload"]
+
+
 def test_a_prompt_that_cannot_be_read_is_not_made_smaller_in_vain(engine: Engine) -> None:
     pipeline = loaded(engine, "sd")
     put(pipeline, "text_encoder", Failing(pipeline.text_encoders[0], no_memory()))
@@ -445,7 +501,7 @@ def with_plan(pipeline: Pipeline, job: Job, folder: Path, **changes: Any) -> Ite
         lambda: False,
         learned=Learned(folder),
         under_way=UnderWay(folder),
-        draw_bound=lambda mapping: None,
+        bound=Bound(wanted=False),
         save_memory=lambda: None,
     )
     rendering.fitting.plan = replace(rendering.fitting.full, **changes)

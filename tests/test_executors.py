@@ -15,8 +15,8 @@ import pytest
 
 from conftest import Darkroom
 from darkroom.catalog import Catalog
-from darkroom.errors import DeviceGone, EngineDied, EngineStalled, RenderFailed
-from darkroom.events import Alive, Ending, Event, Finished, Loaded, Picture, Step, Warned
+from darkroom.errors import DeviceGone, EngineDied, EngineStalled, OutOfMemory, RenderFailed
+from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
 
@@ -119,6 +119,35 @@ def test_a_hanging_engine_is_killed(darkroom: Darkroom, started: list[LocalExecu
     with pytest.raises(EngineStalled, match=r"no step for 3 s"):
         spoken(events)
     assert gone(pid)
+
+
+@pytest.mark.parametrize("on_oom", ["degrade", "fail"])
+def test_only_a_process_that_has_done_nothing_before_makes_a_picture_smaller_or_says_that_none_fits(
+    darkroom: Darkroom, started: list[LocalExecutor], on_oom: str
+) -> None:
+    executor = executor_of(darkroom, "Filling", started)
+    spoken(executor.run(job_of(darkroom)))
+    first = executor.pid
+    events = spoken(executor.run(job_of(darkroom, count=3, on_oom=on_oom)))
+    assert [(event.rung, event.because, event.lossless) for event in events if isinstance(event, Fallback)] == [
+        ("new_process", "no room", True)
+    ]
+    assert [event.index for event in events if isinstance(event, Picture)] == [0, 1, 2]
+    assert first is not None and gone(first)
+    assert executor.pid not in (None, first)
+
+
+@pytest.mark.parametrize("on_oom", ["degrade", "fail"])
+def test_a_process_that_has_done_nothing_before_is_not_replaced_for_want_of_memory(
+    darkroom: Darkroom, started: list[LocalExecutor], on_oom: str
+) -> None:
+    executor = executor_of(darkroom, "Cramped", started)
+    events = executor.run(job_of(darkroom, on_oom=on_oom))
+    if on_oom == "fail":
+        with pytest.raises(OutOfMemory, match="no room"):
+            spoken(events)
+    else:
+        assert [event.rung for event in spoken(events) if isinstance(event, Fallback)] == ["smaller_picture"]
 
 
 def test_a_silent_engine_still_lets_the_loop_look_around(darkroom: Darkroom, started: list[LocalExecutor]) -> None:

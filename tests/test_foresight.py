@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,50 @@ def test_an_engine_killed_or_cancelled_with_companions_costs_none_of_them(
     assert darkroom.result("c")["shared_batch"] == darkroom.result("d")["shared_batch"] == 2
     log = (darkroom.done / "d" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in log] == ["job.claimed", "model.loaded", "picture.saved", "job.done"]
+
+
+def test_a_pass_that_does_not_fit_is_made_apart_and_each_job_has_its_own_pictures_and_verdict(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    darkroom.configure(engine={"device": "cpu", "batch_across_jobs": True, "max_batch": 8})
+    jobs: dict[str, dict[str, Any]] = {
+        name: {"prompt": f"a red circle {name}", "num_inference_steps": 3, "seed": 10 * place}
+        for place, name in enumerate("abcd")
+    }
+    jobs["b"] |= {"on_oom": "fail"}
+    jobs["c"] |= {"count": 2}
+    hopeless = jobs["a"] | {"prompt": "a hopeless circle", "seed": 99, "on_oom": "fail"}
+
+    def made_of(*together: str) -> dict[str, dict[int, bytes]]:
+        for name in together:
+            darkroom.drop(f"{name}.json", jobs[name.partition("-")[0]])
+        if len(together) > 1:
+            darkroom.drop("e.json", hopeless)
+        loop = darkroom.loop(executor, once=True)
+        monkeypatch.setattr(loop.executor, "close", lambda: None)
+        loop.run()
+        return {
+            name: dict(enumerate(path.read_bytes() for path in sorted((darkroom.done / name).glob("*-?.png"))))
+            for name in together
+        }
+
+    executor = LocalExecutor(darkroom.config, "engines:crowded")
+    with closing(executor):
+        made = made_of(*jobs)
+        for name in jobs:
+            (alone,) = made_of(f"{name}-alone").values()
+            assert len(alone) == jobs[name].get("count", 1)
+            assert near(made[name], alone)
+    results = {name: darkroom.result(name) for name in jobs}
+    assert {name: result.get("shared_batch") for name, result in results.items()} == {"a": None, "b": 3, "c": 3, "d": 2}
+    for name, result in results.items():
+        assert (result["attempts"], result["fallbacks"], result["warnings"]) == (1, [], [])
+        assert [picture["seed"] for picture in result["pictures"]] == [
+            jobs[name]["seed"] + index for index in range(jobs[name].get("count", 1))
+        ]
+    assert darkroom.error("e")["reason"] == "out-of-memory"
+    assert darkroom.error("e")["attempts"] == 1
 
 
 def test_a_daemon_killed_with_companions_costs_none_of_them(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ TORCHLESS = [
     "engine.hashes",
     "engine.underway",
     "engine.fitting",
+    "engine.lane",
     "engine.fetching",
     "engine.conversions",
 ]

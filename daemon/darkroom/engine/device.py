@@ -110,9 +110,12 @@ _OUT_OF_MEMORY = (
     "cublas_status_not_initialized when calling `cublascreate",  # its workspace does not fit
     "unable to find a valid cudnn algorithm",  # none whose workspace fits
     "unable to find an engine to execute this computation",  # the same, from its newer half
+    "out_of_memory",
     "could not create a memory",  # oneDNN
     "could not create a primitive",
+    "could not execute a primitive",  # its scratchpad does not fit
     "can't start new thread",  # its stack does not fit
+    "failed to map segment from shared object",  # a library that is only needed now
 )
 
 
@@ -122,11 +125,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     while seen is not None:  # diffusers says that a file cannot be read where it cannot be mapped into memory
         if isinstance(seen, MemoryError | torch.OutOfMemoryError):
             return True
-        speaks = isinstance(seen, RuntimeError | OSError) or type(seen).__name__ == "SafetensorError"
+        speaks = isinstance(seen, RuntimeError | OSError | ImportError) or type(seen).__name__ == "SafetensorError"
         if speaks and any(words in str(seen).lower() for words in _OUT_OF_MEMORY):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def is_for_code(error: BaseException) -> bool:
+    """Whether memory ran out where a kernel was to be compiled (oneDNN)."""
+    return "could not create a primitive" in str(error)
 
 
 _GONE = (

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -146,6 +147,11 @@ def _is_finite(posterior: Posterior) -> bool:
     return bool(torch.isfinite(posterior.mean).all() and torch.isfinite(posterior.deviation).all())
 
 
+def decoding_part(pipeline: Pipeline, vae: Vae, by: str) -> str:
+    """Which part it is that decodes, ``by`` being ``vae`` or ``tiny_vae``."""
+    return DECODER if pipeline.served and by == "vae" and vae != "tiled" else by
+
+
 @torch.inference_mode()
 def decode(
     pipeline: Pipeline, latents: torch.Tensor, vae: Vae, *, may_be_black: bool, by: str = "vae"
@@ -159,7 +165,7 @@ def decode(
     help, except for black where it may be meant.
     """
     dtype = torch.float32 if pipeline.vae_upcast and by == "vae" else pipeline.dtype
-    served = pipeline.served and by == "vae" and vae != "tiled"
+    served = decoding_part(pipeline, vae, by) == DECODER
     pixels = _decode_served(pipeline, latents) if served else _decode(pipeline, latents, vae, dtype, by)
     helped = _is_void(pixels) and (served or dtype != torch.float32)
     if helped:
@@ -184,7 +190,7 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
 
 def _decode_served(pipeline: Pipeline, latents: torch.Tensor) -> torch.Tensor:
     """The same by OpenVINO. Raises Unserved."""
-    shift, factor = _scaling(pipeline.part("vae").config, latents.device)
+    shift, factor = _scaling(SimpleNamespace(**{"scaling_factor": 0.18215, **pipeline.vae_config}), latents.device)
     pixels: torch.Tensor = pipeline.part(DECODER).decode(latents / factor + shift)
     return pixels.div(2).add(0.5).clamp(0, 1)
 

@@ -88,17 +88,18 @@ class Fitting:
         if self._news:
             self.learned.learn(self.key, self.plan, self.full, self._room)
 
-    def remedies(self) -> list[str]:
-        """What would have helped, at the ladder's foot."""
+    def remedies(self, *, weighed: bool = True) -> list[str]:
+        """What would have helped, at the ladder's foot. What is needed is known of a model that was ``weighed``."""
         found = []
         room, needed = self.room(), self.need.peak(self.plan)
-        if room is not None and needed <= room:
+        if room is not None and not weighed:
+            found.append(f"{gib(room)} are free, and the model could not even be read into them part by part")
+        elif room is not None and needed * DOUBT <= room:
             found.append(f"about {gib(needed)} should do, and {gib(room)} are free now: did another program hold them?")
         elif room is not None:
-            size = largest_size(self.plan, self.need, room, self.ladder.grain)
-            found.append(
-                "{}×{} may fit".format(*size) if size else f"about {gib(needed)} are needed and {gib(room)} are free"
-            )
+            size = largest_size(self.plan, self.need, room, self.ladder.grain) if needed > room else None
+            some = "{}×{} may fit".format(*size) if size else f"{gib(needed)} to {gib(DOUBT * needed)} are needed"
+            found.append(f"{some}, and {gib(room)} are free")
         if self.ladder.on_oom == "fail":
             found.append('"on_oom": "degrade" lets the picture be made smaller')
         return found

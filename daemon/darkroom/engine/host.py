@@ -21,6 +21,10 @@ RESERVE = 256 << 20
 Where little is free, a quarter of it.
 """
 
+CODE = (32 << 20, 256 << 20)
+"""Bytes that a bound is first widened by for code, and at most. oneDNN was seen to ask for 21 MiB for the bundled
+model's first picture and for 12 for one of another size, and to touch one of them."""
+
 _UNLIMITED = 1 << 60
 
 
@@ -74,11 +78,17 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 class Bound:
     """A bound on what this process may allocate, while it has one: then an allocation fails, which can be answered.
 
-    Without it the kernel would grant the allocation, and kill the process when it is used.
+    Without it the kernel would grant the allocation, and kill the process when it is used. Where it is not ``wanted``
+    none is drawn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
+        self._wanted = wanted
         self._own: tuple[int, int] | None = None
+        self._code = 0
+        """Bytes of code when it was drawn."""
+        self._more = 0
+        """Bytes that it is wider for code to come."""
 
     def draw(self, mapping: int = 0) -> int | None:
         """Let it have what is free now, and no more. To be renewed, since that changes.
@@ -86,7 +96,7 @@ class Bound:
         ``mapping`` are bytes of files that it is about to map: they count as its data, but the kernel can read them
         again and gives up their pages. Returns the bytes that it may still allocate, None where nothing was bounded.
         """
-        if sys.platform != "linux":
+        if sys.platform != "linux" or not self._wanted:
             return None
         import resource
 
@@ -95,12 +105,33 @@ class Bound:
         if data is None or free is None:
             return None
         self._own = resource.getrlimit(resource.RLIMIT_DATA)
+        self._code = code_bytes()
         own, hard = self._own
-        soft = data + mapping + free - min(RESERVE, free // 4)
+        soft = data + mapping + self._more + free - min(RESERVE, free // 4)
         if own != resource.RLIM_INFINITY:
             soft = min(soft, own)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         return soft - data
+
+    def too_narrow(self, *, for_code: bool) -> bool:
+        """Lift it after an allocation failed, ``for_code`` where a kernel was to be compiled: was it to blame for that?
+
+        What kernels are compiled into counts as data with all its address space, of which hardly anything is touched.
+        Where this is true the next bound is drawn wider, and the same is worth another try.
+        """
+        drawn = self._own is not None
+        self.lift()  # to look takes memory too
+        if not drawn:
+            return False
+        if for_code and self._more < CODE[-1]:
+            self._more = max(CODE[0], 2 * self._more)
+            return True
+        return code_bytes() >= self._code + (1 << 20)  # the next one is drawn around it
+
+    def end(self) -> None:
+        """The job is over."""
+        self.lift()
+        self._more = 0
 
     def lift(self) -> None:
         """Let it have as much as before."""
@@ -109,6 +140,13 @@ class Bound:
 
             resource.setrlimit(resource.RLIMIT_DATA, self._own)
             self._own = None
+
+
+def code_bytes() -> int:
+    """Address space of this process that code is compiled into: no file's, and both to be written and to be run."""
+    maps = (line.split(None, 5) for line in _read("/proc/self/maps").splitlines())
+    spans = (words[0].split("-") for words in maps if len(words) == 5 and words[1] == "rwxp")
+    return sum(int(end, 16) - int(begin, 16) for begin, end in spans)
 
 
 def give_back() -> None:
@@ -236,7 +274,10 @@ def _number(file: Path | str) -> int | None:
 
 
 def _read(file: Path | str) -> str:
-    """Nothing where it cannot be read. Without the layers of ``open``: a dozen of these are read before every job."""
+    """Nothing where it cannot be read, for want of memory too: that is when it is asked.
+
+    Without the layers of ``open``: a dozen of these are read before every job.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -245,7 +286,7 @@ def _read(file: Path | str) -> str:
         pieces = []
         while piece := os.read(descriptor, 1 << 16):
             pieces.append(piece)
-    except OSError:
+    except (OSError, MemoryError):
         return ""
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ The ladder, from the first rung to the last. The rungs above the line change nei
     dropped_text_encoders the text encoders leave memory when the prompt is read
     model_offload         only the part that is at work is in memory
     sequential_offload    only the layer that is at work is in memory (GPU only)
+    new_process           the same in a process that has done no job before (``executors.local``)
     --------------------- below only with on_oom = "degrade"
     smaller_picture       three quarters of width and height
     fewer_steps           half the steps
@@ -29,7 +30,7 @@ Vae = Literal["whole", "sliced", "tiled"]
 Attention = Literal["fused", "sliced"]
 Texts = Literal["kept", "dropped"]
 Weights = Literal["resident", "parts", "layers"]
-Phase = Literal["encode", "denoise", "decode"]
+Phase = Literal["load", "encode", "denoise", "decode"]
 OnOom = Literal["degrade", "fail"]
 
 CHOICES: Mapping[str, Any] = {"vae": Vae, "attention": Attention, "texts": Texts, "weights": Weights}
@@ -230,14 +231,14 @@ def _fewer_steps(plan: MemoryPlan, ladder: Ladder) -> Step:
 
 
 _RUNGS: tuple[tuple[frozenset[str], Callable[[MemoryPlan, Ladder], Step]], ...] = (
-    (frozenset({"encode", "denoise", "decode"}), _freed_memory),
+    (frozenset({"load", "encode", "denoise", "decode"}), _freed_memory),
     (frozenset({"denoise"}), _smaller_batch),
     (frozenset({"decode"}), _sliced_vae),
     (frozenset({"decode"}), _tiled_vae),
     (frozenset({"denoise"}), _sliced_attention),
-    (frozenset({"denoise", "decode"}), _dropped_text_encoders),
-    (frozenset({"encode", "denoise", "decode"}), _model_offload),
-    (frozenset({"encode", "denoise"}), _sequential_offload),
+    (frozenset({"load", "denoise", "decode"}), _dropped_text_encoders),
+    (frozenset({"load", "encode", "denoise", "decode"}), _model_offload),
+    (frozenset({"load", "encode", "denoise"}), _sequential_offload),
     (frozenset({"denoise", "decode"}), _smaller_picture),
     (frozenset({"denoise"}), _fewer_steps),
 )

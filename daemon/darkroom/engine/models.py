@@ -48,10 +48,11 @@ class Models:
         if key not in self._open:
             for other in [other for other in self._open if other[0] == name]:
                 self._drop(other)  # it was replaced on the disk
-            self._open[key] = open_model(model, self._settings, self._device, self._safety)
+            self._open[key] = opened = open_model(model, self._settings, self._device, self._safety)
+            opened.on_disk = model.size()
         self._open.move_to_end(key)
         pipeline = self._open[key]
-        coming = 0 if pipeline.loaded else model.size()
+        coming = 0 if pipeline.loaded else pipeline.on_disk
         while len(self._open) > 1 and coming + sum(other.size for other in self._open.values()) > self._keep:
             self._drop(next(iter(self._open)))
         return pipeline

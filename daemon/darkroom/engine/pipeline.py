@@ -24,7 +24,16 @@ from darkroom.engine.served import Served
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DECODER = "decoder"
-"""The VAE's decoder as OpenVINO runs it, a part beside torch's VAE, with which it leaves memory."""
+"""The VAE's decoder as OpenVINO runs it. Torch's VAE leaves memory with it."""
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """A part that may be at work again later; ``size`` without the LoRAs of any job."""
+
+    part: Any
+    size: int
+    mapped: bool
 
 
 @dataclass
@@ -64,10 +73,14 @@ class Pipeline:
     """The LoRAs of the job at work. ``sizes`` counts them."""
     readings: Readings = field(default_factory=Readings)
     """What its text encoders, without any LoRA, made of texts."""
+    on_disk: int = 0
+    """Bytes of its files."""
     largest: int = 0
     """Bytes of the largest layer of them all."""
     _streamed: set[str] = field(default_factory=set)
     """Parts whose layers come to the device one by one."""
+    _aside: dict[str, _Aside] = field(default_factory=dict)
+    """Those of the parts of torch or of OpenVINO that the other one does without."""
     _fused: Mapping[str, Any] | None = None
     """The UNet's own attention, while it is sliced."""
 
@@ -124,7 +137,12 @@ class Pipeline:
     @property
     def size(self) -> int:
         """Bytes of the parts that are in memory."""
-        return sum(self.sizes[name] for name in self.loaded)
+        return sum(self.sizes[name] for name in self.loaded) + sum(one.size for one in self._aside.values())
+
+    @property
+    def weighed(self) -> bool:
+        """Whether the size of its largest part is known, since that was in memory once."""
+        return not self.sizes.keys().isdisjoint(("unet", "transformer"))
 
     @property
     def vae_format(self) -> torch.memory_format:
@@ -162,11 +180,26 @@ class Pipeline:
             self.adapters.attach(name, self.loaded[name])
         return self.loaded[name]
 
-    def serve(self, served: bool) -> None:
-        """OpenVINO runs the UNet from now on, or torch does."""
-        if served != self.served:
-            self.let_go("unet", DECODER)
-            self.served = served
+    def serve(self, served: bool, *, plenty: bool = False) -> None:
+        """OpenVINO runs the UNet from now on, or torch does. With ``plenty`` of memory the other one's waits aside."""
+        if served == self.served:
+            return
+        leaving = {
+            name: _Aside(self.loaded[name], self.sizes[name] - self._adapters_size(name), name in self.mapped)
+            for name in ("unet", "vae", DECODER)
+            if name in self.loaded
+        }
+        self.let_go("unet", "vae")
+        for name, one in self._aside.items():
+            self.loaded[name] = one.part
+            self.sizes[name] = one.size + self._adapters_size(name)
+            (self.mapped.add if one.mapped else self.mapped.discard)(name)
+        self._aside = leaving if plenty else {}
+        self.served = served
+
+    def forget_aside(self) -> None:
+        """Let go of what is not at work in this job."""
+        self._aside.clear()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -207,8 +240,10 @@ class Pipeline:
 
     def let_go(self, *names: str) -> None:
         """These parts, or all, leave the device's memory, which is not handed back yet."""
+        if not names:
+            self.forget_aside()
         names = names or tuple(self.loaded)
-        for name in (*names, DECODER) if "vae" in names else names:
+        for name in (*names, "vae", DECODER) if {"vae", DECODER} & set(names) else names:
             part = self.loaded.get(name)
             if part is None:
                 continue

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from darkroom.engine import device as devices
 from darkroom.engine.diffusion import is_guided
-from darkroom.engine.fitting import Fitting
+from darkroom.engine.fitting import Fitting, gib
+from darkroom.engine.host import Bound
 from darkroom.engine.learned import Learned
 from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
 from darkroom.engine.pipeline import Pipeline
@@ -33,14 +34,14 @@ class Planned(ABC):
         batch: int,
         learned: Learned,
         under_way: UnderWay,
-        draw_bound: Callable[[int], None],
+        bound: Bound,
         save_memory: Callable[[], None],
     ) -> None:
         self.pipeline = pipeline
         self.job = job
         self.description = description
         self.under_way = under_way
-        self.draw_bound = draw_bound
+        self.bound = bound
         self.save_memory = save_memory
         self.phase: Phase = "encode"
         self.seconds = {"encode": 0.0, "denoise": 0.0, "decode": 0.0, "save": 0.0}
@@ -88,11 +89,14 @@ class Planned(ABC):
         self.pipeline.readings.clear()
         rung = self.fitting.step_down(self.phase)
         if rung is None:
-            helps = "; ".join(
-                ["ask for a smaller picture, or free memory that other programs hold", *self.fitting.remedies()]
-            )
+            pipeline = self.pipeline
+            helps = ["ask for a smaller picture, or free memory that other programs hold"]
+            helps += self.fitting.remedies(weighed=pipeline.weighed)
+            if used is not None and pipeline.device.type == "cpu":
+                helps.append(f"the engine itself has {gib(max(0, used - sum(pipeline.held().values())))}")
             raise OutOfMemory(
-                f"Not even {tried} fits into the memory of {self.description}: {helps}. ({because})", trace=trace
+                f"Not even {tried} fits into the memory of {self.description}: {'; '.join(helps)}. ({because})",
+                trace=trace,
             )
         return self._fallen(rung, because, used)
 
@@ -109,7 +113,7 @@ class Planned(ABC):
         elif plan.texts == "dropped":
             pipeline.let_go(*pipeline.text_encoder_names)
         devices.free_memory(pipeline.device)
-        self.draw_bound(0)  # what others gave back meanwhile may be taken
+        self.bound.draw()  # what others gave back meanwhile may be taken
         after = devices.memory_used(pipeline.device)
         return Fallback(rung.name, because, rung.lossless, changes, used, after)
 
@@ -136,13 +140,17 @@ class Planned(ABC):
     @contextmanager
     def _at_work(self, phase: Phase, *parts: str) -> Iterator[None]:
         """A phase begins, and its parts are on the device; away again afterwards if the plan says so."""
-        self.phase = phase
-        self.under_way.at(self.plan, phase)
         pipeline = self.pipeline
         absent = [name for name in parts if name not in pipeline.loaded]
+        self.phase = "encode" if phase == "encode" else "load"
+        self.under_way.at(self.plan, self.phase if absent else phase)
         if absent:
-            self.draw_bound(sum(pipeline.sizes.get(name, 0) for name in absent))
+            self.bound.draw(min(pipeline.on_disk, sum(pipeline.sizes.get(name, pipeline.on_disk) for name in absent)))
         with pipeline.at_work(self.plan, *parts):
+            if absent:
+                self.bound.draw()  # what was read by way of a map of its file is mapped no more
+                self.under_way.at(self.plan, phase)
+            self.phase = phase
             yield
 
     @contextmanager

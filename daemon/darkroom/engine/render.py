@@ -17,12 +17,15 @@ from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
 from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import ALIVE_S, Fetching
+from darkroom.engine.fitting import gib
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
 from darkroom.engine.graphs import Graphs
 from darkroom.engine.hashes import Hashes
+from darkroom.engine.lane import Lane
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
+from darkroom.engine.memory import DOUBT
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
@@ -31,7 +34,7 @@ from darkroom.engine.rendering import Rendering, Stopping, stop_if
 from darkroom.engine.reuse import reuses
 from darkroom.engine.served import Served, Unserved
 from darkroom.engine.underway import Death, UnderWay
-from darkroom.errors import ConfigError, DarkroomError, DeviceGone, EngineDied, RenderFailed, first_line
+from darkroom.errors import ConfigError, DarkroomError, DeviceGone, EngineDied, OutOfMemory, RenderFailed, first_line
 from darkroom.events import Alive, Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.job.passes import passes
@@ -58,7 +61,8 @@ class Engine:
         self._learned = Learned(folder)
         self._hashes = Hashes(folder)
         self._under_way = UnderWay(folder)
-        self._bound = host.Bound()
+        self._bound = host.Bound(wanted=self._device.type == "cpu")  # a GPU's memory has an end by itself
+        self._lane = Lane()
         self._saving = False
         self._saves_beside = self._device.type != "cpu"  # where sampling has all cores
         self._graphs = Graphs(self._device) if config.engine.cuda_graphs else None
@@ -88,10 +92,13 @@ class Engine:
         except DarkroomError:
             raise
         except Exception as error:
+            self._bound.lift()  # to speak takes memory too
             failure = devices.device_failure(error)
             lives = not isinstance(failure, EngineDied)
             if failure is not None:
                 raise failure from None
+            if devices.is_out_of_memory(error):
+                raise self._out_of_memory(error) from None
             raise RenderFailed(
                 f"The engine failed on this job: {first_line(error)}", trace=traceback.format_exc()
             ) from None
@@ -99,7 +106,7 @@ class Engine:
             self._rendering = None
             self._expected = ()
             self._announced = None
-            self._bound.lift()
+            self._bound.end()
             if self._adapted is not None:
                 self._adapted.adapt(None)
                 self._adapted = None
@@ -116,12 +123,12 @@ class Engine:
         """
         try:
             pipeline = self._models.get(self._default)
-            self._draw_bound(self._models.find(self._default).size())
+            self._bound.draw(pipeline.on_disk)
             openvino, later = pipeline.openvino, set[str]()
             if openvino is not None and openvino.refused is None:
                 pipeline.serve(True)
-                if not openvino.ready:
-                    later = {"unet", DECODER}  # to convert takes a minute, which no job should have to wait for
+                # to convert takes a minute, which no job should have to wait for
+                later = {"vae"} if openvino.ready else {"unet", DECODER}
             for name in pipeline.parts:
                 if stopping():
                     return
@@ -171,7 +178,9 @@ class Engine:
         if openvino is None:
             return
         against = openvino.against(adapted=pipeline.adapts_unet, reuses=reuses(job), died=died)
-        pipeline.serve(against is None)
+        free = devices.memory_free(self._device)
+        plenty = not died and (free is None or free > DOUBT * pipeline.on_disk)
+        pipeline.serve(against is None, plenty=plenty)
         if against is not None:
             yield Warned("openvino_unused", f"The UNet was run by torch, not by OpenVINO: {against}.")
             return
@@ -190,7 +199,7 @@ class Engine:
                 "The UNet is brought to 8 bits for OpenVINO, once, which takes some minutes for a large model: that is "
                 "a part of this job's time.",
             )
-            self._draw_bound(self._models.find(job.model).size())
+            self._bound.draw(pipeline.on_disk)
             try:
                 yield from _alive_while(partial(quantize, pipeline, job))
             except Unserved as error:
@@ -212,14 +221,16 @@ class Engine:
         """With the pipeline as it is, ``begin`` being when its loading did. Raises Unserved where OpenVINO fails."""
         model_hash = self._model_hash(job, stopping)
         needed = set(pipeline.parts)
+        if pipeline.served and not (job.init_image or job.hires or pipeline.inpaints):
+            needed.discard("vae")  # to decode it is not asked, unless by tiles or in float32
         if recall(pipeline, job, guided=is_guided(pipeline, job)) is not None:
             needed -= set(pipeline.text_encoder_names)
         loaded_before = needed <= pipeline.loaded.keys()
         unloaded = None
         if not loaded_before and not _died_loading(death):
-            self._draw_bound(self._models.find(job.model).size())
+            self._bound.draw(pipeline.on_disk)
             unloaded = self._load(pipeline, [name for name in pipeline.parts if name in needed])
-        self._draw_bound()
+        self._bound.draw()
         description, versions = devices.describe(pipeline.device, pipeline.dtype), devices.versions()
         if pipeline.openvino is not None and pipeline.served:
             description = f"{description}, {pipeline.openvino.describe()}"
@@ -239,7 +250,7 @@ class Engine:
             images=images,
             learned=self._learned,
             under_way=self._under_way,
-            draw_bound=self._draw_bound,
+            bound=self._bound,
             save_memory=lambda: self._save_memory(pipeline),
             previews=self._previews,
             model_hash=model_hash,
@@ -248,6 +259,7 @@ class Engine:
             ahead=self._ahead,
             expected=self._expected if death is None else (),
             announced=lambda: self._announced,
+            lane=self._lane,
         )
         self._rendering = rendering
         yield from rendering.begin(death, unloaded)
@@ -264,6 +276,16 @@ class Engine:
         if isinstance(decoder, Served) and job.decoder != "tiny":
             news |= decoder.compile((1, 0, last.height // reduction, last.width // reduction))
         return news
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        """Before or beside the work that can be made smaller."""
+        free = devices.memory_free(self._device)
+        there = "" if free is None else f", of which {gib(free)} are free"
+        return OutOfMemory(
+            f"What the job needs before its first step does not fit into memory{there}: free memory that other "
+            f"programs hold, or give darkroom more. ({first_line(error)})",
+            trace=traceback.format_exc(),
+        )
 
     def _model_hash(self, job: Job, stopping: Stopping) -> Callable[[], str | None]:
         """The start of a checkpoint's sha256, as other tools write it; waited for only when it is asked for."""
@@ -285,6 +307,7 @@ class Engine:
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""
         self._keep_only(pipeline)
+        pipeline.forget_aside()
         self._loras.clear()
         self._saving = True
         host.save_memory(True)
@@ -294,11 +317,6 @@ class Engine:
         self._models.keep_only(pipeline)
         if self._graphs is not None:
             self._graphs.clear()
-
-    def _draw_bound(self, mapping: int = 0) -> None:
-        """An allocation that does not fit is to fail, not to kill. A GPU's memory does that by itself."""
-        if self._device.type == "cpu":
-            self._bound.draw(mapping)
 
     def _load(self, pipeline: Pipeline, names: list[str]) -> str | None:
         """These parts into memory; where they do not fit even alone, none, and why. Raises ModelUnavailable."""

@@ -19,8 +19,10 @@ import torch
 from darkroom.engine import device as devices
 from darkroom.engine.ahead import Ahead, Companions, Shot
 from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
-from darkroom.engine.diffusion import Denoiser, Posterior, decode, encode_picture, is_guided, step
+from darkroom.engine.diffusion import Denoiser, Posterior, decode, decoding_part, encode_picture, is_guided, step
 from darkroom.engine.graphs import Graphs, Replays
+from darkroom.engine.host import Bound
+from darkroom.engine.lane import Lane
 from darkroom.engine.learned import Learned
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.planned import Planned
@@ -64,7 +66,7 @@ class Rendering(Planned):
         images: Images = NO_IMAGES,
         learned: Learned,
         under_way: UnderWay,
-        draw_bound: Callable[[int], None],
+        bound: Bound,
         save_memory: Callable[[], None],
         previews: bool = False,
         model_hash: Callable[[], str | None] = lambda: None,
@@ -73,6 +75,7 @@ class Rendering(Planned):
         ahead: Ahead | None = None,
         expected: Sequence[Job] = (),
         announced: Callable[[], Job | None] = lambda: None,
+        lane: Lane | None = None,
     ) -> None:
         # On a CPU one at a time: a batch gains little there, and some kernels round otherwise for a batch than for
         # one, where a picture must be the same to the bit whichever others are made with it or were made before.
@@ -84,7 +87,7 @@ class Rendering(Planned):
             batch=batch,
             learned=learned,
             under_way=under_way,
-            draw_bound=draw_bound,
+            bound=bound,
             save_memory=save_memory,
         )
         self.images = images
@@ -103,6 +106,7 @@ class Rendering(Planned):
         alone = pipeline.inpaints or pipeline.served
         self.companions = Companions(ahead or Ahead(), job, () if alone else expected, max_batch)
         self.announced = announced
+        self.lane = lane or Lane()
         self.originals: Originals | None = None
         self.drafts: dict[int, Image] = {}
         """What the first of two passes made, by picture."""
@@ -132,25 +136,30 @@ class Rendering(Planned):
         with self.saving:
             while self.missing:
                 failure: tuple[str, str, int | None] | None = None
+                again = False
                 try:
-                    yield from self._next_batch()
+                    yield from self.lane.along(self._next_batch())
                 except Exception as error:
                     if not devices.is_out_of_memory(error):
                         yield from self._saved(wait=True)
                         raise
+                    again = self.bound.too_narrow(for_code=devices.is_for_code(error))
                     used = devices.memory_used(self.pipeline.device)
                     failure = (first_line(error), traceback.format_exc(), used)
                 # Here, outside the except block, the exception is gone, and so are the tensors its traceback held.
                 if failure is not None:
+                    if self.pipeline.device.type == "cpu":
+                        self.lane.change()
                     yield from self._saved(wait=True)
-                    if self.companions.leave(self.job, self.plan.batch):
+                    if self.companions.leave(self.job, self.plan.batch) or again:
                         devices.free_memory(self.pipeline.device)
+                        self.bound.draw()
                     else:
                         yield self._step_down(*failure)
         self.fitting.fitted()
         yield Finished(self.seconds)
 
-    def _next_batch(self) -> Iterator[Event]:
+    def _next_batch(self) -> Generator[Event]:
         if self.conditioning is None:
             yield from self._encode()
         batch = [index for index in self.missing if index not in self.saving][: self.plan.batch]
@@ -338,7 +347,7 @@ class Rendering(Planned):
             stop_if(self.stopping)
             group = batch[start : start + together]
             latents = torch.cat([self.latents[index] for index in group])
-            with self._timed("decode"), self._at_work("decode", by):
+            with self._timed("decode"), self._at_work("decode", decoding_part(self.pipeline, self.plan.vae, by)):
                 black = self.originals.black
                 pixels, helped = decode(self.pipeline, latents, self.plan.vae, may_be_black=black, by=by)
             self.helped = self.helped or helped

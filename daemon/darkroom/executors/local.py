@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.engine.host import oom_kills
+from darkroom.engine.host import free_bytes, oom_kills
 from darkroom.errors import DarkroomError, EngineDied, EngineKilled, EngineStalled, MachineError, OutOfMemory
-from darkroom.events import Alive, Event, Loaded
+from darkroom.events import Alive, Event, Fallback, Loaded, Picture
 from darkroom.executors.messages import Ended, Next, Ready, Setup, Stop, Work
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.processes import resident_bytes
@@ -83,14 +83,11 @@ class LocalExecutor:
         if changes and self._config.engine.recycle_on_model_change:
             self.close()
         self.start()
-        child = self._child
-        assert child is not None
-        over = False
+        assert self._child is not None
+        child, made, over = self._child, set(skip), False
         try:
-            child.jobs += 1
-            child.model = job.model
             expected, self._expected = self._expected, ()
-            child.send(Work(job, skip, dict(images), expected))
+            child.give(Work(job, skip, dict(images), expected))
             yield Alive()
             silent_s = 0.0  # while we listen, that is
             while not over:
@@ -103,6 +100,11 @@ class LocalExecutor:
                         trace=child.said(),
                     )
                 match message:
+                    case Fallback(lossless=False) | Ended(OutOfMemory()) if child.jobs > 1:
+                        self._kill()
+                        child = self._child = _Child(Setup(self._engine, self._config))
+                        child.give(Work(job, frozenset(made), dict(images)))
+                        yield _renewed(message)
                     case Ended(error):
                         over = True
                         if isinstance(error, OutOfMemory):
@@ -114,6 +116,9 @@ class LocalExecutor:
                         yield Alive()
                     case Loaded():
                         self._insist_on(message.device)
+                        yield message
+                    case Picture():
+                        made.add(message.index)
                         yield message
                     case _:
                         yield message
@@ -214,6 +219,12 @@ class _Child:
         except OSError:
             raise self._death() from None
 
+    def give(self, work: Work) -> None:
+        """A job. Raises EngineDied."""
+        self.jobs += 1
+        self.model = work.job.model
+        self.send(work)
+
     def nudge(self) -> None:
         """End the wait for a message that is on, or the next one."""
         with contextlib.suppress(OSError):  # full: it does not wait; closed: nobody does
@@ -237,8 +248,12 @@ class _Child:
         self._reader.join(1)
         kills = oom_kills()
         by_kernel = kills is not None and self.kills is not None and kills > self.kills
-        kind = EngineKilled if by_kernel and self.process.returncode == -signal.SIGKILL else EngineDied
-        return kind(f"The engine's process {_how(self.process.returncode)}", trace=self.said())
+        how = f"The engine's process {_how(self.process.returncode)}"
+        if not (by_kernel and self.process.returncode == -signal.SIGKILL):
+            return EngineDied(how, trace=self.said())
+        free = free_bytes()
+        there = "" if free is None else f"; {free >> 20:,} MiB are free without it"
+        return EngineKilled(f"{how}{there}", trace=self.said())
 
     def end(self) -> None:
         """Kill it, and wait until the system has taken it back."""
@@ -248,6 +263,12 @@ class _Child:
         for end in (self.pipe, self._nudge, self._nudged):
             end.close()
         self._reader.join(1)
+
+
+def _renewed(said: Fallback | Ended) -> Fallback:
+    """What became of a process that had done jobs before, and would make this one's pictures smaller, or none."""
+    because, before = (said.because, said.memory_before) if isinstance(said, Fallback) else (str(said.error), None)
+    return Fallback("new_process", because, lossless=True, memory_before=before)
 
 
 def _how(code: int | None) -> str:
