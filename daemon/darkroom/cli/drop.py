@@ -30,6 +30,7 @@ def drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> Dropped:
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)
+        disk.share(hidden, spool.inbox)  # the daemon may be somebody else
         inode = hidden.stat().st_ino
         path = reveal(disk, hidden, spool.inbox / name, kind)
         disk.unlink(hidden)
