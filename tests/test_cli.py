@@ -148,7 +148,7 @@ def test_submitting_one_name_twice_replaces_nothing(darkroom: Darkroom) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("submit", "x", "--set", "stps=3"), "stps: unknown field (did you mean steps?)"),
+        (("submit", "x", "--set", "stps=3"), "x: stps: unknown field (did you mean steps?)"),
         (("submit", "x", "--set", "stps"), "write it as KEY=VALUE"),
         (("submit", "nothere.json"), "nothere.json: No such file"),
         (("submit", "x", "--set", "model=seeding"), "did you mean seedling?"),

@@ -111,6 +111,7 @@ def test_of_a_job_that_was_done_in_part_the_rest_is_made_and_what_was_made_stays
     darkroom.drop("cat.json", count=3, negative_prompt=str(marker))
     darkroom.run_once(LocalExecutor(darkroom.config, "engines:CrashingAfterOnePicture"))
     assert darkroom.error("cat")["status"] == "partial"
+    assert json.loads((darkroom.root / "health.json").read_bytes())["engine_pid"] is None
     say(darkroom, "retry", "cat")
     assert "nothing is left" in say(darkroom, "retry", "cat").stdout
     darkroom.run_once()

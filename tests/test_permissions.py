@@ -90,6 +90,14 @@ def test_a_folder_that_does_not_let_its_jobs_go_is_told_once_and_keeps_nobody_wa
     assert health["left_why"] in {f"{name}: {why}" for name, why in left.items()}
 
 
+def test_an_inbox_that_one_may_not_write_into_is_said_without_numbers(darkroom: Darkroom) -> None:
+    darkroom.inbox.chmod(0o555)
+    command = [*bound(), sys.executable, "-m", "darkroom", "submit", "a", "--root", str(darkroom.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"darkroom: cannot write into {darkroom.inbox}: Permission denied\n"
+
+
 def test_what_is_submitted_may_be_read_by_those_who_may_read_the_inbox(darkroom: Darkroom) -> None:
     darkroom.inbox.chmod(0o2770)
     before = os.umask(0o077)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from darkroom.config import ModelDefaults, ModelEntry, Models, toml_key
-from darkroom.errors import ModelUnavailable
+from darkroom.errors import ModelUnavailable, plainly
 from darkroom.families import DISTILLED, FLOWS, Flow
 from darkroom.loras import Loras
 from darkroom.weights import BadFile, Header, family_of, read_header, what_else
@@ -141,7 +141,7 @@ class Model:
                 "checkpoint *.safetensors"
             ) from None
         except (OSError, ValueError) as error:
-            raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {error}') from None
+            raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {plainly(error)}') from None
         if not isinstance(content, dict):
             raise ModelUnavailable(f'model "{self.name}": {path} is not a JSON object')
         return content

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from darkroom.errors import ConfigError
+from darkroom.errors import ConfigError, plainly
 
 ENV_PREFIX = "DARKROOM_"
 HUB = "hub:"
@@ -358,7 +358,7 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file; name another with --config") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+        raise ConfigError(f"{file}: cannot be read: {plainly(error)}") from None
     except tomllib.TOMLDecodeError as error:
         hint = next((f"; {hint}" for fault, hint in _TOML_HINTS.items() if str(error).startswith(fault)), "")
         raise ConfigError(f"{file}: not TOML: {error}{hint}") from None

@@ -187,7 +187,7 @@ class Loop:
         self.executor.close()
         self.guard.stop()
         self.onlookers.finish()
-        self._say_what_waits()
+        self._say_how_it_is()
         self._turn("stopped")
         self.health.write(now=True)
         self.onlookers.close()
@@ -212,16 +212,15 @@ class Loop:
                 self.turns.refuse()
             except TROUBLE as trouble:
                 self.trouble.pause(trouble)
-        self._say_what_waits()
-        self.health.update(engine_pid=self.executor.pid)
+        self._say_how_it_is()
         self.health.write()
         if not self.trouble.waits():
             self.onlookers.keep_up()
 
-    def _say_what_waits(self) -> None:
+    def _say_how_it_is(self) -> None:
         left = self.intake.left
         why = next((f"{name}: {why}" for name, why in left.items()), None)
-        self.health.update(waiting=self.intake.waiting, left=len(left), left_why=why)
+        self.health.update(waiting=self.intake.waiting, left=len(left), left_why=why, engine_pid=self.executor.pid)
 
     def _feed_the_watchdog(self) -> None:
         """Not while the engine hangs: that is ours to end, at ``stall_s``, and if we cannot then systemd ends us both.

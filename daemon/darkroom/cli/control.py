@@ -16,7 +16,7 @@ from pathlib import Path
 from darkroom import strict_json
 from darkroom.cli.drop import drop, reveal
 from darkroom.cli.status import existing_spool
-from darkroom.errors import StorageTrouble, UsageError
+from darkroom.errors import StorageTrouble, UsageError, plainly
 from darkroom.spool import (
     DROPPED,
     PAUSE,
@@ -47,7 +47,7 @@ def resume(config_file: Path | None, root: Path | None) -> None:
     try:
         spool.disk.unlink(spool.root / PAUSE)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot remove {spool.root / PAUSE}: {error}") from None
+        raise UsageError(f"cannot remove {spool.root / PAUSE}: {plainly(error)}") from None
     print("resumed")
 
 
@@ -120,7 +120,7 @@ def _why(folder: Path) -> str:
     try:
         return str(json.loads((folder / ERROR).read_bytes())["message"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its {ERROR} cannot be read: {error}"
+        return f"its {ERROR} cannot be read: {plainly(error)}"
 
 
 def _retry(spool: Spool, name: str, folder: Path) -> str:
@@ -150,7 +150,7 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
         else:
             spool.disk.remove_tree(folder)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot put {name} back into {spool.inbox}: {error}") from None
+        raise UsageError(f"cannot put {name} back into {spool.inbox}: {plainly(error)}") from None
     return f"waits again: {path}"
 
 
@@ -193,7 +193,7 @@ def _write(spool: Spool, path: Path, text: str) -> None:
     try:
         spool.disk.write(path, text.encode("utf-8", "backslashreplace"), sync=False)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot write {path}: {error}") from None
+        raise UsageError(f"cannot write {path}: {plainly(error)}") from None
 
 
 def _tell(
