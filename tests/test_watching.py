@@ -113,6 +113,19 @@ def test_the_table_keeps_up_with_a_job_and_ends_with_ctrl_c_leaving_the_cursor(d
     assert terminal.raw.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
+def test_a_daemon_that_finds_another_one_does_not_say_that_it_watches(darkroom: Darkroom) -> None:
+    spool = darkroom.spool()
+    spool.open()
+    terminal = Terminal(command(darkroom, "run"))
+    assert terminal.end() == 3
+    spool.close()
+    assert "another darkroom" in terminal.text
+    assert "watches" not in terminal.text
+    terminal = Terminal(command(darkroom, "run", "--once"))
+    assert terminal.end() == 0
+    assert terminal.text.strip().startswith("darkroom watches ")
+
+
 def test_piped_it_is_a_line_for_each_change(darkroom: Darkroom) -> None:
     process = subprocess.Popen(command(darkroom, "status", "--watch"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
