@@ -149,6 +149,13 @@ def test_the_family_of_a_folder_is_told(tmp_path: Path, kind: str, activation: s
     assert model(put(tmp_path, **files)).family == family
 
 
+def test_a_folder_without_weights_is_a_base_alone(tmp_path: Path) -> None:
+    folder = put(tmp_path)
+    assert model(folder).is_base_alone
+    (folder / "unet/weights.safetensors").write_bytes(b"12345")
+    assert not model(folder).is_base_alone
+
+
 def test_the_size_on_disk_is_that_of_the_weights(tmp_path: Path) -> None:
     folder = put(tmp_path)
     (folder / "unet/weights.safetensors").write_bytes(b"12345")

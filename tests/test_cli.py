@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import Darkroom
+from darkroom.catalog import BASE_ALONE, BUNDLED
 from darkroom.cli import app
 from darkroom.cli.submit import _is_under_way
 from darkroom.errors import UsageError
@@ -146,7 +148,7 @@ def test_submitting_one_name_twice_replaces_nothing(darkroom: Darkroom) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("submit", "x", "--set", "stps=3"), "stps: unknown field (did you mean steps?)"),
+        (("submit", "x", "--set", "stps=3"), "x: stps: unknown field (did you mean steps?)"),
         (("submit", "x", "--set", "stps"), "write it as KEY=VALUE"),
         (("submit", "nothere.json"), "nothere.json: No such file"),
         (("submit", "x", "--set", "model=seeding"), "did you mean seedling?"),
@@ -410,12 +412,32 @@ def test_models_are_listed_with_their_family_and_what_is_wrong_with_the_others(
     assert (found["fur"]["kind"], found["fur"]["usable"]) == ("lora", False)
     assert "is no safetensors file" in found["fur"]["why"]
     shown = call(darkroom, "models", *options, code=1).stdout
+    assert f"bundled {seedling['path']}" in shown, "no path is broken where it is piped"
     assert "seedling (default)" in shown
     assert "blueprint" in shown
     assert "LoRA" in shown
     assert "SD 1" in shown
     assert "128×128" in shown
     call(darkroom, "models")
+
+
+def test_a_base_without_weights_is_told_as_one_and_no_fault_unless_it_is_the_default(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    shutil.copytree(BUNDLED, tmp_path / "models" / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = tmp_path / "config.toml"
+    config.write_text('[executor]\nkind = "fake"\n[models]\nmodels_dir = "models"\n')
+    (base,) = (
+        model
+        for model in json.loads(call(darkroom, "models", "--json", "--config", str(config)).stdout)
+        if model["name"] == "base"
+    )
+    assert not base["usable"]
+    assert base["why"] == BASE_ALONE
+    assert f"✓ model: base: {base['path']}, SD 1, {BASE_ALONE}" in call(darkroom, "check", "-c", str(config)).stdout
+    config.write_text(f'{config.read_text()}default = "base"\n')
+    said = call(darkroom, "check", "-c", str(config), code=2).stdout
+    assert f'✗ model: [models] default is "base": {BASE_ALONE}' in said
 
 
 def test_status_shows_a_step_down_while_the_job_runs(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:

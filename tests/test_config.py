@@ -163,6 +163,29 @@ def test_a_file_that_is_not_toml_is_said_with_the_line(tmp_path: Path) -> None:
     assert "line 2" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("[models]\ndefault = sd15\n", "a text stands in quotes"),
+        ('[models]\nmodels_dir = "C:\\models"\n', "write paths with /, or in 'single quotes'"),
+        ('[models]\nmodels_dir = "C:\\xl"\n', "write paths with /, or in 'single quotes'"),
+        ("[models.my model]\n", 'a name with spaces or dots stands in quotes, as [models."my model"]'),
+        ("[models]\n[engine]\n[models]\n", "a section may stand once"),
+        ("[engine]\nthreads = 1\nthreads = 2\n", "a key may stand once"),
+    ],
+)
+def test_what_people_often_write_that_is_not_toml_has_a_remedy(tmp_path: Path, text: str, remedy: str) -> None:
+    message = complaint(tmp_path, text)
+    assert message.startswith("not TOML: ")
+    assert message.endswith(f"; {remedy}")
+
+
+def test_a_name_with_a_space_is_shown_as_it_is_to_be_written_and_a_job_s_field_by_the_model_s(tmp_path: Path) -> None:
+    assert complaint(tmp_path, '[models."my model"]\npath = "x"\nsteps = 20\n') == (
+        '[models."my model"] steps: no such key; did you mean num_inference_steps?'
+    )
+
+
 def test_a_missing_file_is_said_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.toml: there is no such file; name another with --config"):
         load(tmp_path / "missing.toml")

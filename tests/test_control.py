@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,7 @@ def test_of_a_job_that_was_done_in_part_the_rest_is_made_and_what_was_made_stays
     darkroom.drop("cat.json", count=3, negative_prompt=str(marker))
     darkroom.run_once(LocalExecutor(darkroom.config, "engines:CrashingAfterOnePicture"))
     assert darkroom.error("cat")["status"] == "partial"
+    assert json.loads((darkroom.root / "health.json").read_bytes())["engine_pid"] is None
     say(darkroom, "retry", "cat")
     assert "nothing is left" in say(darkroom, "retry", "cat").stdout
     darkroom.run_once()
@@ -155,10 +157,29 @@ def test_a_folder_that_waits_is_taken_out_whole(darkroom: Darkroom) -> None:
     say(darkroom, "cancel", "job.json", code=1)
 
 
+def test_without_a_name_retry_lists_what_failed_and_why(darkroom: Darkroom) -> None:
+    darkroom.run_once()
+    assert say(darkroom, "retry").stdout == say(darkroom, "retry", "--all").stdout == "nothing has failed\n"
+    darkroom.drop("team/typo.json", {"promt": "x"})
+    darkroom.run_once()
+    message = darkroom.error("team/typo")["message"]
+    assert f"✗ team/typo: {message}\n" in say(darkroom, "retry").stdout
+    assert json.loads(say(darkroom, "retry", "--json").stdout) == {"team/typo": message}
+    (darkroom.failed / "team" / "typo" / "error.json").write_text("{}")
+    assert "✗ team/typo: its error.json cannot be read" in say(darkroom, "retry").stdout
+
+
+def test_a_job_of_folders_that_are_gone_goes_back_into_them(darkroom: Darkroom) -> None:
+    path = darkroom.drop("team/deep/typo.json", {"promt": "x"})
+    darkroom.run_once()
+    shutil.rmtree(darkroom.inbox / "team")
+    say(darkroom, "retry", "team/deep/typo")
+    assert path.exists()
+
+
 def test_names_and_all_are_one_or_the_other(darkroom: Darkroom) -> None:
-    for arguments in (["retry"], ["retry", "cat", "--all"]):
-        with pytest.raises(UsageError, match="--all"):
-            app([*arguments, "--root", str(darkroom.root)], standalone_mode=False)
+    with pytest.raises(UsageError, match="--all"):
+        app(["retry", "cat", "--all", "--root", str(darkroom.root)], standalone_mode=False)
 
 
 def test_where_there_is_no_spool_it_is_said(tmp_path: Path) -> None:

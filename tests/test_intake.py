@@ -177,12 +177,30 @@ def test_an_unreadable_file_is_left_and_tried_again(darkroom: Darkroom, desk: De
     darkroom.drop("dog.json")
     desk.unreadable = b"red circle"  # root, who runs CI, may read every file
     assert desk.after(0).taken() == []
-    assert desk.left == [(name, "it cannot be read: Permission denied") for name in ("cat.json", "dog.json")]
+    assert desk.left == [
+        (name, "it cannot be read: Permission denied (chmod g+r)") for name in ("cat.json", "dog.json")
+    ]
     assert desk.intake.idle
     desk.unreadable = None
     assert desk.after(1).taken() == []
     assert desk.after(6).taken() == ["cat.json", "dog.json"]
     assert len(desk.left) == 2
+
+
+def test_a_file_that_could_not_be_moved_is_given_again_later_and_told_once(darkroom: Darkroom, desk: Desk) -> None:
+    darkroom.drop("cat.json")
+    for _ in range(3):
+        arrival = desk.after(6).intake.take()
+        assert arrival is not None
+        desk.intake.give_back(arrival, "it cannot be moved")
+        assert desk.after(1).taken() == []
+        assert desk.intake.idle
+    assert desk.intake.left == {"cat.json": "it cannot be moved"}
+    assert desk.left == [("cat.json", "it cannot be moved")]
+    assert desk.intake.unannounced == 0
+    assert desk.after(6).taken() == ["cat.json"]
+    (darkroom.inbox / "cat.json").unlink()
+    assert desk.after(6).intake.left == {}
 
 
 def test_each_oddity_is_reported_once(darkroom: Darkroom, desk: Desk) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from conftest import Darkroom
 from darkroom.cli import app
+from darkroom.cli.drop import drop
 from darkroom.errors import StorageTrouble, refusal
 from darkroom.spool import Disk, Ticket, Verdict
 from darkroom.systemd import MORE_S
@@ -64,6 +65,47 @@ def test_a_config_is_not_made_where_one_may_not_look(closed: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"darkroom: {closed}/house/config.toml: Permission denied\n"
+
+
+def test_a_folder_that_does_not_let_its_jobs_go_is_told_once_and_keeps_nobody_waiting(darkroom: Darkroom) -> None:
+    """As another user makes them whose umask is 022."""
+    darkroom.drop("cat.json")
+    for name in ("anna/dog.json", "whole/job.json"):
+        darkroom.drop(name)
+        (darkroom.inbox / name).parent.chmod(0o555)
+    command = [*bound(), sys.executable, "-m", "darkroom", "run", "--once", "--root", str(darkroom.root)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"DARKROOM_EXECUTOR__KIND": "fake"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert darkroom.names("done") == ["cat"]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    left = {event["name"]: event["why"] for event in events if event["event"] == "inbox.left"}
+    assert len(left) == sum(event["event"] == "inbox.left" for event in events) == 2
+    assert left.keys() == {"anna/dog.json", "whole/job.json"}
+    assert all("chmod g+w" in why for why in left.values())
+    assert "watch.missed" not in done.stdout
+    health = json.loads((darkroom.root / "health.json").read_bytes())
+    assert health["left"] == 2
+    assert health["left_why"] in {f"{name}: {why}" for name, why in left.items()}
+
+
+def test_an_inbox_that_one_may_not_write_into_is_said_without_numbers(darkroom: Darkroom) -> None:
+    darkroom.inbox.chmod(0o555)
+    command = [*bound(), sys.executable, "-m", "darkroom", "submit", "a", "--root", str(darkroom.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"darkroom: cannot write into {darkroom.inbox}: Permission denied\n"
+
+
+def test_what_is_submitted_may_be_read_by_those_who_may_read_the_inbox(darkroom: Darkroom) -> None:
+    darkroom.inbox.chmod(0o2770)
+    before = os.umask(0o077)
+    try:
+        dropped = drop(darkroom.spool(), "cat", b"{}")
+    finally:
+        os.umask(before)
+    assert dropped.path.stat().st_mode & 0o777 == 0o640
 
 
 class Refusing(Disk):

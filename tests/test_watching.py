@@ -22,8 +22,8 @@ from darkroom.cli import app, bench
 from darkroom.cli.init import shipped_config
 from darkroom.cli.units import clock, duration, read_duration, read_size, size
 from darkroom.errors import UsageError
-from darkroom.health import Health
-from darkroom.spool import Disk, Ticket
+from darkroom.health import Health, Recent
+from darkroom.spool import Arrival, Disk, Ticket
 from test_cli import call, command, daemon, slow_daemon_script
 from test_loop import until
 
@@ -113,6 +113,19 @@ def test_the_table_keeps_up_with_a_job_and_ends_with_ctrl_c_leaving_the_cursor(d
     assert terminal.raw.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
+def test_a_daemon_that_finds_another_one_does_not_say_that_it_watches(darkroom: Darkroom) -> None:
+    spool = darkroom.spool()
+    spool.open()
+    terminal = Terminal(command(darkroom, "run"))
+    assert terminal.end() == 3
+    spool.close()
+    assert "another darkroom" in terminal.text
+    assert "watches" not in terminal.text
+    terminal = Terminal(command(darkroom, "run", "--once"))
+    assert terminal.end() == 0
+    assert terminal.text.strip().startswith("darkroom watches ")
+
+
 def test_piped_it_is_a_line_for_each_change(darkroom: Darkroom) -> None:
     process = subprocess.Popen(command(darkroom, "status", "--watch"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -156,6 +169,25 @@ def test_progress_with_a_speed_is_shown_with_the_time_left(darkroom: Darkroom) -
     assert "cat  picture 2 of 4, step 12 of 30, 3.1 steps/s, 1:20 left" in shown
     (folder / "progress.json").write_text(json.dumps(progress | {"steps_per_s": None, "seconds_left": None}))
     assert "step 12 of 30\n" in re.sub(" +\n", "\n", call(darkroom, "status").stdout)
+
+
+def test_a_job_made_ready_is_shown_by_its_name_and_what_waits_by_how_long_it_may_take(darkroom: Darkroom) -> None:
+    spool = darkroom.spool()
+    spool.open()
+    darkroom.drop("team/cat.json")
+    (arrival,) = spool.pending()
+    assert isinstance(arrival, Arrival)
+    assert spool.claim(arrival) is not None
+    for name in ("dog.json", "newt.json"):
+        darkroom.drop(name)
+    health = Health(darkroom.root, Disk())
+    recent = [Recent(name=name, status="done", finished_at="", seconds=60.0, pictures=1) for name in "abc"]
+    health.update(state="working", recent=recent)
+    health.write()
+    shown = call(darkroom, "status").stdout
+    spool.close()
+    assert re.search(r"working +team/cat  about to begin\n", shown)
+    assert re.search(r"waiting +2, about 2 min if they are as the last ones\n", shown)
 
 
 def test_a_daemon_that_was_killed_is_told_from_one_that_was_stopped(darkroom: Darkroom) -> None:
@@ -266,6 +298,14 @@ def test_the_log_of_a_job_is_shown_wherever_it_is(darkroom: Darkroom) -> None:
     assert events(call(darkroom, "logs", "typo").stdout) == ["job.failed"]
     assert call(darkroom, "logs", darkroom.result("team/cat")["id"], "-f").stdout == text
     assert call(darkroom, "logs").stdout == text, "the last that ended"
+    darkroom.drop("newt.json")
+    spool = darkroom.spool()
+    spool.open()
+    (arrival,) = spool.pending()
+    assert isinstance(arrival, Arrival)
+    assert spool.claim(arrival) is not None
+    assert call(darkroom, "logs").stdout == text, "nothing is told yet of the one that runs"
+    spool.close()
     assert "no such job: dog" in call(darkroom, "logs", "dog", code=2).stderr
     darkroom.drop("dog.json")
     assert "dog waits in the inbox" in call(darkroom, "logs", "dog", code=2).stderr

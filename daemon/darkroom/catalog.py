@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from darkroom.config import ModelDefaults, ModelEntry, Models
-from darkroom.errors import ModelUnavailable
+from darkroom.config import ModelDefaults, ModelEntry, Models, toml_key
+from darkroom.errors import ModelUnavailable, plainly
 from darkroom.families import DISTILLED, FLOWS, Flow
 from darkroom.loras import Loras
 from darkroom.weights import BadFile, Header, family_of, read_header, what_else
@@ -76,6 +76,11 @@ class Model:
                 {key: value for key, value in source if key in ModelDefaults.model_fields and value is not None}
             )
         return ModelDefaults(**chosen)
+
+    @property
+    def is_base_alone(self) -> bool:
+        """Whether a folder has no weights that can be read: all it is good for is to be a checkpoint's base."""
+        return self.fetched and self.checkpoint is None and self.size() == 0
 
     @cached_property
     def family(self) -> str:
@@ -136,7 +141,7 @@ class Model:
                 "checkpoint *.safetensors"
             ) from None
         except (OSError, ValueError) as error:
-            raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {error}') from None
+            raise ModelUnavailable(f'model "{self.name}": {path} cannot be read: {plainly(error)}') from None
         if not isinstance(content, dict):
             raise ModelUnavailable(f'model "{self.name}": {path} is not a JSON object')
         return content
@@ -168,6 +173,8 @@ def header_of(name: str, file: Path) -> Header:
     except OSError as error:
         raise ModelUnavailable(f'model "{name}": {file} cannot be read: {error.strerror or error}') from None
 
+
+BASE_ALONE = "no weights in safetensors, so only a base for checkpoints"
 
 FRESH_S = 1.0
 """How long what was read of a model counts, so that a thousand jobs for it do not read it a thousand times."""
@@ -244,8 +251,8 @@ class Catalog:
                         return base.folder
         raise ModelUnavailable(
             f'model "{name}": a checkpoint alone has neither configuration nor tokenizer: set base = "…" in '
-            f"[models.{name}] to a diffusers folder of the family {family} (its weights are not needed), or put one "
-            "into models_dir"
+            f"[models.{toml_key(name)}] to a diffusers folder of the family {family} (its weights are not needed), or "
+            "put one into models_dir"
         )
 
     def _named_base(self, name: str, base: str, entries: dict[str, tuple[Source, ModelEntry]]) -> Model:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from darkroom import dropped
-from darkroom.catalog import Catalog
+from darkroom.catalog import BASE_ALONE, Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, FieldError, InvalidRequest, ModelUnavailable, SpoolInUse
 from darkroom.given import Base, find
@@ -128,6 +128,10 @@ def _models(config: Config) -> Iterator[Finding]:
                 continue
             size = model.defaults.width
             family = model.family if model.fetched else "to be fetched from the hub"
+            if model.is_base_alone:
+                if name == catalog.default:
+                    raise ModelUnavailable(f'[models] default is "{name}": {BASE_ALONE}')
+                family += f", {BASE_ALONE}"
         except ModelUnavailable as error:
             yield Finding("model", False, error.message)
             continue
@@ -208,7 +212,7 @@ def _device(config: Config) -> Finding:
         seen = json.loads(answer.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return Finding("device", False, f"the engine cannot start: {last}")
+        return Finding("device", False, last)
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
         return Finding("device", False, f"the engine cannot start: {error}")
     memory = f", {seen['memory_bytes'] / 2**30:.1f} GiB" if seen.get("memory_bytes") else ""

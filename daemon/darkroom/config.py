@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from darkroom.errors import ConfigError
+from darkroom.errors import ConfigError, plainly
 
 ENV_PREFIX = "DARKROOM_"
 HUB = "hub:"
@@ -336,18 +336,35 @@ def load(file: Path | None = None, *, root: Path | None = None) -> Config:
     return config
 
 
+_TOML_HINTS = {
+    "Invalid value": "a text stands in quotes",
+    "Unescaped '\\'": "write paths with /, or in 'single quotes'",
+    "Invalid hex value": "write paths with /, or in 'single quotes'",
+    "Expected ']' at the end of a table": 'a name with spaces or dots stands in quotes, as [models."my model"]',
+    "Cannot declare": "a section may stand once",
+    "Cannot overwrite": "a key may stand once",
+}
+"""What people mean who write this, by how Python's message begins."""
+
+
+def toml_key(name: str) -> str:
+    """A name as it is written in the head of a section."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file; name another with --config") from None
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{file}: cannot be read: {plainly(error)}") from None
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         raise ConfigError(f"{file}: is not UTF-8 text, line {line}: byte 0x{byte:02x}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not TOML: {error}") from None
+        hint = next((f"; {hint}" for fault, hint in _TOML_HINTS.items() if str(error).startswith(fault)), "")
+        raise ConfigError(f"{file}: not TOML: {error}{hint}") from None
 
 
 def _refuse_unknown_variables() -> None:
@@ -386,7 +403,7 @@ def _keys_at(path: list[str]) -> list[str] | None:
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [name for name in known if f"_{key}" in name]
     if near:
         return f"did you mean {near[0]}?"
     return f"known here: {', '.join(known)}" if known else None
@@ -413,6 +430,7 @@ def _explain(fault: Any, file: Path | None) -> str:
 
 
 def _toml_name(path: list[str]) -> str:
+    path = [toml_key(part) for part in path]
     if len(path) == 1:
         return path[0] if path[0] not in Config.model_fields else f"[{path[0]}]"
     return f"[{'.'.join(path[:-1])}] {path[-1]}"

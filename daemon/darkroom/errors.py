@@ -181,6 +181,13 @@ def refusal(error: OSError) -> str:
     return str(error) if where is None or error.strerror is None else f"{os.fsdecode(where)}: {error.strerror}"
 
 
+def plainly(error: Exception) -> str:
+    """What went wrong, where the place is told already: ``Permission denied``, without number and path."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def first_line(error: BaseException) -> str:
     """The kind of a foreign exception and its message, without the pages that some libraries add."""
     lines = str(error).strip().splitlines()

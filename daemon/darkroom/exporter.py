@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from darkroom.config import MetricsSettings
-from darkroom.errors import StorageTrouble
+from darkroom.errors import StorageTrouble, plainly
 from darkroom.health import Health
 from darkroom.metrics import Metrics
 from darkroom.spool import Disk
@@ -107,7 +107,7 @@ class Exporter:
         try:
             self._disk.replace(self._settings.textfile, self._metrics.exposition(), sync=False)
         except (OSError, StorageTrouble) as error:
-            self._complain("textfile", f"cannot write {self._settings.textfile}: {error}")
+            self._complain("textfile", f"cannot write {self._settings.textfile}: {plainly(error)}")
         else:
             self._complaints.pop("textfile", None)
 

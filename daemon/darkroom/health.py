@@ -67,6 +67,10 @@ class Report:
     job: str | None = None
     """The id of the job that runs."""
     waiting: int = 0
+    left: int = 0
+    """What lies in the inbox and cannot be taken, or is no job."""
+    left_why: str | None = None
+    """Why one of them is left, for a person."""
     done: int = 0
     failed: int = 0
     pictures: int = 0

@@ -65,13 +65,14 @@ def make_logger(log: Log, stream: TextIO | None = None, *, silent: frozenset[str
         fields["time"] = timestamp()
         return fields
 
+    console = structlog.dev.ConsoleRenderer(colors=colours, timestamp_key="time")
     logger = structlog.wrap_logger(
         structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
         processors=[
             *([leave_out] if silent else []),
             stamp,
-            *([_printable, structlog.dev.ConsoleRenderer(colors=colours)] if pretty else [_one_line]),
+            *([_printable, console] if pretty else [_one_line]),
         ],
     )
     return logger.bind()  # once, instead of at each line

@@ -91,7 +91,6 @@ class Loop:
             publish=self._publish,
             rest=self._rest_from_work,
             report_published=self._report_published,
-            report_left=self._report_left,
             clock=self.clock,
         )
         self._configure(self.config, reader)
@@ -188,6 +187,7 @@ class Loop:
         self.executor.close()
         self.guard.stop()
         self.onlookers.finish()
+        self._say_how_it_is()
         self._turn("stopped")
         self.health.write(now=True)
         self.onlookers.close()
@@ -212,10 +212,15 @@ class Loop:
                 self.turns.refuse()
             except TROUBLE as trouble:
                 self.trouble.pause(trouble)
-        self.health.update(waiting=self.turns.waiting, engine_pid=self.executor.pid)
+        self._say_how_it_is()
         self.health.write()
         if not self.trouble.waits():
             self.onlookers.keep_up()
+
+    def _say_how_it_is(self) -> None:
+        left = self.intake.left
+        why = next((f"{name}: {why}" for name, why in left.items()), None)
+        self.health.update(waiting=self.turns.waiting, left=len(left), left_why=why, engine_pid=self.executor.pid)
 
     def _feed_the_watchdog(self) -> None:
         """Not while the engine hangs: that is ours to end, at ``stall_s``, and if we cannot then systemd ends us both.

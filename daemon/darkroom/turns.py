@@ -48,7 +48,6 @@ class Turns:
     publish: Callable[[], None]
     rest: Rest
     report_published: Callable[[Path, Verdict], None]
-    report_left: Callable[[str, str], None]
     clock: Callable[[], float] = time.monotonic
     claimed: deque[Ticket] = field(default_factory=deque)
     """Those that were begun before."""
@@ -176,7 +175,7 @@ class Turns:
         try:
             return self.spool.claim(arrival)
         except OSError as error:
-            self.report_left(arrival.name, f"it cannot be moved out of the inbox: {error.strerror}")
+            self.intake.give_back(arrival, f"it cannot be moved out of the inbox: {error.strerror}")
             return None
 
     def _refuse(self, arrival: Arrival) -> None:

@@ -86,7 +86,7 @@ def submit(
     jobs: Annotated[
         list[str],
         typer.Argument(
-            metavar="PROMPT-or-FILE…", help="Prompts, files of jobs, folders of one, or pictures to make again."
+            metavar="PROMPT-or-FILE", help="Prompts, files of jobs, folders of one, or pictures to make again."
         ),
     ],
     config: ConfigOption = None,
@@ -246,7 +246,7 @@ def cancel(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME…", help="As `darkroom status` shows them, or ids.", autocompletion=complete_unended
+            metavar="NAME", help="As `darkroom status` shows them, or ids.", autocompletion=complete_unended
         ),
     ],
     config: ConfigOption = None,
@@ -267,7 +267,7 @@ def cancel(
 def retry(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME…]", help="Folders in failed/.", autocompletion=complete_failed),
+        typer.Argument(metavar="NAME", help="Folders in failed/.", autocompletion=complete_failed),
     ] = None,
     every: Annotated[bool, typer.Option("--all", "-a", help="All that failed.")] = False,
     config: ConfigOption = None,
@@ -276,7 +276,8 @@ def retry(
 ) -> None:
     """Put failed jobs into the inbox again; of one that was done in part, only the pictures that are missing.
 
-    [dim]darkroom retry cat
+    [dim]darkroom retry         what failed, and why
+    darkroom retry cat
     darkroom retry --all[/dim]
     """
     from darkroom.cli.control import retry as retry_jobs
@@ -286,7 +287,7 @@ def retry(
 
 @app.command()
 def check(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE…]", help="Job files.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Job files.")] = None,
     config: ConfigOption = None,
     root: RootOption = None,
     json: JsonOption = False,

@@ -10,7 +10,7 @@ from pathlib import Path
 from darkroom.cli.status import existing_spool
 from darkroom.cli.units import duration, read_duration, read_size, size
 from darkroom.config import load
-from darkroom.errors import StorageTrouble, UsageError
+from darkroom.errors import StorageTrouble, UsageError, refusal
 from darkroom.retention import Outcome, Rule, Rules, clear_remains, rules, sweep
 from darkroom.visible import visible
 
@@ -52,7 +52,7 @@ def clean(
                 if not as_json:
                     _say(outcome, dry_run)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot go on: {error}") from None
+        raise UsageError(f"cannot go on: {refusal(error) if isinstance(error, OSError) else error}") from None
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], ensure_ascii=False))
     else:

@@ -16,7 +16,7 @@ from pathlib import Path
 from darkroom import strict_json
 from darkroom.cli.drop import drop, reveal
 from darkroom.cli.status import existing_spool
-from darkroom.errors import StorageTrouble, UsageError
+from darkroom.errors import StorageTrouble, UsageError, plainly
 from darkroom.spool import (
     DROPPED,
     PAUSE,
@@ -27,7 +27,7 @@ from darkroom.spool import (
     request_in,
     results,
 )
-from darkroom.spool.ticket import CANCEL, RESULT, RETRY
+from darkroom.spool.ticket import CANCEL, ERROR, RESULT, RETRY
 from darkroom.visible import visible
 
 
@@ -47,7 +47,7 @@ def resume(config_file: Path | None, root: Path | None) -> None:
     try:
         spool.disk.unlink(spool.root / PAUSE)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot remove {spool.root / PAUSE}: {error}") from None
+        raise UsageError(f"cannot remove {spool.root / PAUSE}: {plainly(error)}") from None
     print("resumed")
 
 
@@ -91,14 +91,37 @@ def _cancel(spool: Spool, name: str) -> list[str]:
 
 
 def retry(names: list[str], config_file: Path | None, root: Path | None, *, every: bool, as_json: bool) -> int:
-    """Put failed jobs into the inbox again. Returns 1 where one of them was not found."""
+    """Put failed jobs into the inbox again; without any, list them. Returns 1 where one of them was not found."""
     spool = existing_spool(config_file, root)
     failed = failed_jobs(spool)
-    if every == bool(names):
+    if every and names:
         raise UsageError("name the failed jobs to retry, or say --all")
+    if not names and not (every and failed):
+        return _list(failed, as_json)
     wanted = list(failed) if every else names
     outcomes = {name: [_retry(spool, name, failed[name])] if name in failed else [] for name in wanted}
     return _tell(outcomes, as_json, lambda: list(failed))
+
+
+def _list(failed: dict[str, Path], as_json: bool) -> int:
+    """What failed, and why."""
+    why = {name: _why(folder) for name, folder in failed.items()}
+    if as_json:
+        print(json.dumps(why, ensure_ascii=False))
+    elif not why:
+        print("nothing has failed")
+    else:
+        for name, message in why.items():
+            print(visible(f"✗ {name}: {message}"))
+        print("`darkroom retry NAME` puts one into the inbox again, `darkroom retry --all` all of them")
+    return 0
+
+
+def _why(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / ERROR).read_bytes())["message"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {ERROR} cannot be read: {plainly(error)}"
 
 
 def _retry(spool: Spool, name: str, folder: Path) -> str:
@@ -114,8 +137,9 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
     place = spool.inbox / group
     stem = place / re.sub(r"~\d+$", "", leaf)
     try:
-        if not place.is_dir():
-            spool.disk.mkdir(place)
+        for parent in (*reversed(place.parents), place):
+            if not parent.is_dir():
+                spool.disk.mkdir(parent)
         whole = _with_its_pictures(Path(source), folder)
         if whole is None:
             path = reveal(spool.disk, Path(source), stem, Path(source).suffix)
@@ -127,7 +151,7 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
         else:
             spool.disk.remove_tree(folder)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot put {name} back into {spool.inbox}: {error}") from None
+        raise UsageError(f"cannot put {name} back into {spool.inbox}: {plainly(error)}") from None
     return f"waits again: {path}"
 
 
@@ -179,7 +203,7 @@ def _write(spool: Spool, path: Path, text: str) -> None:
     try:
         spool.disk.write(path, text.encode("utf-8", "backslashreplace"), sync=False)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot write {path}: {error}") from None
+        raise UsageError(f"cannot write {path}: {plainly(error)}") from None
 
 
 def _tell(

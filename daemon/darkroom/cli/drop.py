@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom.errors import StorageTrouble, UsageError
+from darkroom.errors import StorageTrouble, UsageError, plainly
 from darkroom.spool import Disk, Spool, new_id, published_name
 
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
@@ -30,12 +30,13 @@ def drop(spool: Spool, name: str, data: bytes, kind: str = ".json") -> Dropped:
     hidden = spool.inbox / f".{new_id(name)}.tmp"
     try:
         disk.write(hidden, data)
+        disk.share(hidden, spool.inbox)  # the daemon may be somebody else
         inode = hidden.stat().st_ino
         path = reveal(disk, hidden, spool.inbox / name, kind)
         disk.unlink(hidden)
         disk.sync_folder(path.parent)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot write into {spool.inbox}: {error}") from None
+        raise UsageError(f"cannot write into {spool.inbox}: {plainly(error)}") from None
     return Dropped(published_name(path.name), path, inode)
 
 

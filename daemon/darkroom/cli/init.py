@@ -7,7 +7,7 @@ from pathlib import Path
 
 import darkroom
 from darkroom.config import load
-from darkroom.errors import DarkroomError, StorageTrouble, UsageError
+from darkroom.errors import DarkroomError, StorageTrouble, UsageError, plainly
 from darkroom.spool import Disk, Spool
 
 CONFIG = "config.toml"
@@ -25,7 +25,7 @@ def init(folder: Path) -> None:
                 disk.mkdir(parent)
         disk.replace(file, shipped_config())  # kept: a person goes on to edit it
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot write {file}: {error}") from None
+        raise UsageError(f"cannot write {file}: {plainly(error)}") from None
     config = load(file)
     spool = Spool(config.folders, config.limits)
     try:

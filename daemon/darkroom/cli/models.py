@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import Catalog
+from darkroom.catalog import BASE_ALONE, Catalog
 from darkroom.config import Config, load
 from darkroom.errors import ModelUnavailable
 from darkroom.families import FAMILIES
+
+WHOLE = 10_000
+"""Columns of what is piped, so that no path is broken."""
 
 
 def list_models(config_file: Path | None, root: Path | None, *, as_json: bool) -> int:
@@ -20,7 +24,7 @@ def list_models(config_file: Path | None, root: Path | None, *, as_json: bool) -
         print(json.dumps(models, ensure_ascii=False))
     else:
         _show(models)
-    return 0 if all(model["usable"] for model in models) else 1
+    return 0 if all(model["usable"] or "base_alone" in model for model in models) else 1
 
 
 def gather(config: Config) -> list[dict[str, Any]]:
@@ -43,6 +47,8 @@ def _describe(catalog: Catalog, name: str) -> dict[str, Any]:
         about |= {"family": model.family, "bytes": model.size()}
         if model.checkpoint is not None:
             about["base"] = str(model.folder)
+        if model.is_base_alone:
+            return about | {"base_alone": True, "why": BASE_ALONE}
         if model.family not in FAMILIES:
             return about | {"why": f"darkroom cannot run {model.family}, only {', '.join(FAMILIES)}"}
         defaults = model.defaults
@@ -69,14 +75,17 @@ def _show(models: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("name", "", "family", "on disk", "size", "from"):
-        table.add_column(column, justify="right" if column == "on disk" else "left", no_wrap=column == "name")
+        table.add_column(
+            column, justify="right" if column == "on disk" else "left", no_wrap=column == "name", overflow="fold"
+        )
     for model in models:
         name = escape(model["name"]) + (" [green](default)[/green]" if model["default"] else "")
         kind = "LoRA" if model["kind"] == "lora" else "model"
         size = f"{model['width']}×{model['height']}" if "width" in model else ""
-        disk = f"{max(model['bytes'] / 2**20, 1):,.0f} MiB" if "bytes" in model else ""
+        disk = f"{max(model['bytes'] / 2**20, 1):,.0f} MiB" if model.get("bytes") else ""
         place = escape(f"{model.get('source', '')} {model.get('hub') or model.get('path', '')}".strip())
         if "why" in model:
-            place = f"[red]{escape(model['why'])}[/red]"
+            colour = "dim" if "base_alone" in model else "red"
+            place = f"[{colour}]{escape(model['why'])}[/{colour}]"
         table.add_row(name, kind, model.get("family", ""), disk, size, place)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else WHOLE).print(table)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from darkroom.catalog import Catalog
-from darkroom.config import load
+from darkroom.config import load, toml_key
 from darkroom.errors import DarkroomError, UsageError
 from darkroom.hub import fetch, fetched_bytes, listing
 
@@ -72,4 +72,4 @@ def _watch(download: _Download, total: int) -> None:
 def _no_such(name: str, catalog: Catalog) -> str:
     if name in catalog.names():
         return f'the model "{name}" is on this machine; there is nothing to fetch'
-    return f'there is no model "{name}" in the config; add [models.{name}] with path = "hub:owner/name"'
+    return f'there is no model "{name}" in the config; add [models.{toml_key(name)}] with path = "hub:owner/name"'

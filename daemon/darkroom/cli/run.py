@@ -80,4 +80,5 @@ def _make_sheet(screen: Screen, sheet: Path, logger: Any) -> None:
 
     contact_sheet(list(screen.pictures)).save(sheet)
     logger.info("sheet.saved", path=str(sheet), pictures=len(screen.pictures))
-    screen.say(f"contact sheet of {len(screen.pictures)} pictures: {sheet}")
+    many = "1 picture" if len(screen.pictures) == 1 else f"{len(screen.pictures)} pictures"
+    screen.say(f"contact sheet of {many}: {sheet}")

@@ -34,6 +34,8 @@ class Screen:
         self._task: TaskID | None = None
         self._job: Job | None = None
         self._finished = 0
+        self._greeting: str | None = None
+        """Said once the spool is its own."""
 
     @contextmanager
     def showing(self, spool: Spool) -> Iterator[None]:
@@ -41,7 +43,7 @@ class Screen:
         if not self._live:
             yield
             return
-        self._console.print(f"[bold]darkroom[/bold] watches {escape(str(spool.inbox))} [dim](Ctrl-C stops)[/dim]")
+        self._greeting = f"[bold]darkroom[/bold] watches {escape(str(spool.inbox))} [dim](Ctrl-C stops)[/dim]"
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -111,6 +113,9 @@ class Screen:
         """Idle, working, paused."""
         if self._progress is None:
             return
+        if self._greeting is not None:
+            self._console.print(self._greeting, soft_wrap=True)
+            self._greeting = None
         if state == "paused":
             self._console.print(f"[yellow]paused[/yellow]: {_shown(why or '')}")
         if state in ("idle", "paused", "stopping"):

@@ -24,6 +24,8 @@ from darkroom.spool import Spool, Ticket, holder, is_held, is_of_list, results
 from darkroom.visible import visible
 
 WATCH_S = 1.0
+INDENT = 12
+"""Where the second column begins."""
 COUNTING = 10
 """What lies in the folders is counted anew at most so often that it takes a tenth of the time."""
 
@@ -121,11 +123,16 @@ def _watch(spool: Spool, as_json: bool) -> None:
         _tell_changes(spool, as_json)
         return
     from rich.live import Live
+    from rich.table import Table
     from rich.text import Text
 
     with Live(auto_refresh=False, vertical_overflow="crop") as live:
         for status in _again_and_again(spool):
-            live.update(Text.from_ansi(table(status)), refresh=True)
+            grid = Table.grid()
+            grid.add_column(min_width=INDENT, no_wrap=True)
+            for what, said in _rows(status):
+                grid.add_row(Text(what, "bold" if what == "darkroom" else ""), Text.from_ansi(said))
+            live.update(grid, refresh=True)
 
 
 def _again_and_again(spool: Spool) -> Iterator[dict[str, Any]]:
@@ -172,6 +179,11 @@ def summary(status: dict[str, Any]) -> str:
 
 def table(status: dict[str, Any]) -> str:
     """All of it, in two columns, with the colours of a terminal."""
+    text = "\n".join(f"{what:<{INDENT}}{said}".replace("\n", "\n" + INDENT * " ") for what, said in _rows(status))
+    return text.replace("darkroom", style("darkroom", bold=True), 1)
+
+
+def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     daemon = status["daemon"] or {}
     state, why = _state(status)
     said = style(state, {"idle": "green", "working": "green", "paused": "yellow"}.get(state, "red"))
@@ -183,7 +195,10 @@ def table(status: dict[str, Any]) -> str:
     if status["running"] and daemon.get("config_error"):
         rows.append(("config", style(visible(daemon["config_error"]), "yellow")))
     following = "".join(style(f"  next {visible(name)}", dim=True) for name in status["next"][:1])
-    rows += [("spool", visible(status["root"])), ("waiting", f"{status['waiting']:,}{following}")]
+    rows += [("spool", visible(status["root"])), ("waiting", f"{status['waiting']:,}{_outlook(status)}{following}")]
+    if status["running"] and daemon.get("left"):
+        more = f", and {daemon['left'] - 1:,} more in the inbox" if daemon["left"] > 1 else ""
+        rows.append(("left", style(visible(f"{daemon['left_why']}{more}"), "yellow")))
     for job in status["working"]:
         name = style(visible(str(job.get("name", job["id"]))), bold=True)
         rows.append(("working", f"{name}  {_progress(job)}"))
@@ -198,8 +213,7 @@ def table(status: dict[str, Any]) -> str:
     rows.append(("free space", size(status["free_bytes"]) + (f" of {size(total)}" if total else "")))
     if status["running"]:
         rows += [(what, said) for what, said in (("memory", _memory(daemon)), ("mishaps", _mishaps(daemon))) if said]
-    text = "\n".join(f"{what:<12}{said}".replace("\n", "\n" + 12 * " ") for what, said in rows)
-    return text.replace("darkroom", style("darkroom", bold=True), 1)
+    return rows
 
 
 def _has_colours() -> bool:
@@ -224,11 +238,22 @@ def _state(status: dict[str, Any]) -> tuple[str, str | None]:
     return "not running", None
 
 
+def _outlook(status: dict[str, Any]) -> str:
+    """How long what waits may take, if there is something to tell it by. A list is one file until it is split."""
+    daemon = status["daemon"] or {}
+    took = [recent["seconds"] for recent in daemon.get("recent", ()) if recent["status"] == "done"]
+    if not status["running"] or daemon.get("state") != "working" or status["waiting"] < 2 or len(took) < 3:
+        return ""
+    return f", about {duration(status['waiting'] * sum(took) / len(took))} if they are as the last ones"
+
+
 def _progress(job: dict[str, Any]) -> str:
     """``picture 2 of 4, step 12 of 30, 3.1 steps/s, 1:20 left``."""
     if "step" not in job:
-        return ""
-    parts = [f"picture {job['picture']} of {job['pictures']}, step {job['step']} of {job['steps']}"]
+        return "about to begin"
+    parts = [f"step {job['step']} of {job['steps']}"]
+    if job["pictures"] > 1:
+        parts.insert(0, f"picture {job['picture']} of {job['pictures']}")
     if job.get("steps_per_s"):
         parts.append(f"{job['steps_per_s']:.1f} steps/s")
     if job.get("seconds_left") is not None:

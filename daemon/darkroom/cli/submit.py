@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -66,8 +67,9 @@ def submit_jobs(
     fields = with_pictures(dict(_setting(text) for text in settings), beside(Path()))
     fields |= {field: read_picture(path) for field, path in pictures.items()}
     prepared = [_prepare(job, fields, name, named_after_prompt=config.log.prompts) for job in jobs]
-    for label, kind, data in prepared:
-        _validate(label, kind, data, config)
+    for given, (label, kind, data) in zip(jobs, prepared, strict=True):
+        typed = not is_job(given) and not os.path.isdir(given)  # noqa: PTH112  # as in _prepare
+        _validate(label, kind, data, config, typed=typed)
     dropped = [drop(spool, label, data, kind) for label, kind, data in prepared]
     if not wait:
         for job in dropped:
@@ -171,8 +173,11 @@ def _json(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _validate(label: str, kind: str, data: bytes, config: Config) -> None:
+def _validate(label: str, kind: str, data: bytes, config: Config, *, typed: bool) -> None:
+    """Of what was typed no line is told: there is no file that has it."""
     faults = faults_in(f"{label}{kind}", data, config, Catalog(config.models), None)
+    if typed:
+        faults = [re.sub(r"^line \d+, column \d+: ", "", fault) for fault in faults]
     if faults:
         raise UsageError("\n".join(f"{label}: {fault}" for fault in faults))
 

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,10 @@ def main() -> None:
     settings = Config().engine
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = choose_device(settings)
+    try:
+        device = choose_device(settings)
+    except ConfigError as error:
+        sys.exit(error.message)
     dtype = choose_dtype(settings, device)
     facts = {
         "device": str(device),

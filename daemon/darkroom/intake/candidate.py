@@ -41,6 +41,7 @@ class Is(Enum):
     """A picture that a job begins with, and no job."""
     HOPELESS = auto()
     UNREADABLE = auto()
+    """Or not to be moved out of the inbox: tried again later."""
 
 
 @dataclass(slots=True, eq=False)

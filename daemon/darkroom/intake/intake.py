@@ -98,6 +98,9 @@ class Intake:
     unannounced: int = 0
     """How many files a scan found that had been there for a while, and no hint had led to them."""
 
+    left: dict[str, str] = field(default_factory=dict)
+    """What is left where it is, and why, by its name; what has gone since, until the next scan."""
+
     _next_judging: float = 0.0
 
     def __post_init__(self) -> None:
@@ -257,6 +260,11 @@ class Intake:
         self._waiting.forget(arrival.name)
         return arrival
 
+    def give_back(self, arrival: Arrival, why: str) -> None:
+        """One that was given could not be moved out of the inbox: it waits on, and is tried again after a while."""
+        self._waiting.add(arrival, self.clock())
+        self._judging.leave(self._waiting.files[arrival.name], why)
+
     # Scanning
 
     def _scan_due(self) -> float:
@@ -329,6 +337,7 @@ class Intake:
         self._after = {queue: place for queue, place in self._after.items() if queue in self._shares.queues_beyond}
         self._waiting.end_scan(now - self.settle_s)
         self._reported = {name: said for name, said in self._reported.items() if said[1] >= number}
+        self.left = {name: why for name, (why, _) in self._reported.items() if self._is_left(name)}
 
     def _see(self, candidate: Candidate, inode: int, now: float) -> None:
         """A scan came by a file that is known."""
@@ -392,11 +401,17 @@ class Intake:
         for name in [name for name, candidate in self._waiting.files.items() if candidate.state is Is.UNREADABLE]:
             self._waiting.forget(name)
 
+    def _is_left(self, name: str) -> bool:
+        """Whether what was said of it still holds."""
+        candidate = self._waiting.files.get(name)
+        return candidate is None or candidate.state in (Is.UNREADABLE, Is.NEW)
+
     def _report(self, name: str, why: str) -> None:
         """Once, for as long as the same is to be said of it."""
         said = self._reported.get(name)
         if said is None and len(self._reported) >= MOST_REPORTED:
             return
         self._reported[name] = (why, self._waiting.scans)
+        self.left[name] = why
         if said is None or said[0] != why:
             self.report(name, why)

@@ -52,6 +52,9 @@ class Judging:
         if not arrival.whole_folder and self.clock() < self._rests_until(candidate):
             self._wait(candidate, Is.RESTING)
             return
+        if self.spool.holds_back(arrival):
+            self.leave(candidate, "it cannot be taken out of its folder, which darkroom may not write to (chmod g+w)")
+            return
         try:
             needs = self.judge(arrival.name, self.spool.read(arrival.path))
         except InvalidRequest as error:
@@ -63,14 +66,19 @@ class Judging:
         except FileNotFoundError:
             self.waiting.forget(arrival.name)
         except OSError as error:
-            candidate.state = Is.UNREADABLE
-            candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
-            self.unreadable_in_a_row += 1
-            self.report(arrival.name, f"it cannot be read: {error.strerror or error}")
+            remedy = " (chmod g+r)" if isinstance(error, PermissionError) else ""
+            self.leave(candidate, f"it cannot be read: {error.strerror or error}{remedy}")
             return
         else:
             self._decide(candidate, needs)
         self.unreadable_in_a_row = 0
+
+    def leave(self, candidate: Candidate, why: str) -> None:
+        """It stays where it is, and is tried again after a while."""
+        candidate.state = Is.UNREADABLE
+        candidate.retry_at = self.clock() + UNREADABLE_RETRY_S
+        self.unreadable_in_a_row += 1
+        self.report(candidate.name, why)
 
     def _decide(self, candidate: Candidate, needs: Needs | None) -> None:
         """About a job: ready, or to wait for its pictures."""

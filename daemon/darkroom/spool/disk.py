@@ -12,6 +12,7 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -241,6 +242,12 @@ class Disk:
                 os.close(descriptor)
         except OSError as error:
             _raise(error, path, doing)
+
+    def share(self, path: StrPath, folder: StrPath) -> None:
+        """Whoever may read the folder may read the file, whatever the umask was; where modes mean something."""
+        self._announce("chmod", path)
+        with suppress(OSError):
+            os.chmod(path, os.stat(path).st_mode & 0o777 | os.stat(folder).st_mode & 0o044)
 
     def replace(self, path: StrPath, data: bytes, *, sync: bool = True) -> None:
         """Write a file so that it appears whole: hidden temporary, fsync, rename. The folder is not synced."""

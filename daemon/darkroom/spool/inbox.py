@@ -72,7 +72,7 @@ def walk(inbox: Path) -> Iterator[tuple[str, os.DirEntry[str]] | Oddity]:
         except OSError as error:
             if not prefix:
                 raise
-            yield Oddity(prefix.rstrip("/"), f"this folder cannot be looked into: {error.strerror}")
+            yield Oddity(prefix.rstrip("/"), f"this folder cannot be looked into: {error.strerror} (chmod g+rwx)")
             continue
         with entries:
             for entry in entries:
@@ -132,6 +132,15 @@ def look_at(name: str, path: str) -> Arrival | Oddity | None:
         if whole is not None and whole.name == leaf:
             return Arrival(name, path, of_folder(folder, status), whole_folder=True)
     return Arrival(name, path, Fingerprint.of(status))
+
+
+def is_held_back(inbox: str, arrival: Arrival) -> bool:
+    """Whether its folder does not let it go, as far as modes tell: a folder of somebody else's, without ``g+w``.
+
+    Where the inbox itself lets nothing go, it is the disk that is in trouble, and the claim that finds out.
+    """
+    folders = [arrival.place.rpartition("/")[0], *([arrival.place] if arrival.whole_folder else [])]
+    return any(folder != inbox and not os.access(folder, os.W_OK) for folder in folders) and os.access(inbox, os.W_OK)
 
 
 def fingerprint(path: str) -> Fingerprint | None:

@@ -200,6 +200,10 @@ class Spool:
         """How many files lie in the inbox, by their names. Raises OSError where it cannot be read."""
         return inbox_folder.count(self.inbox)
 
+    def holds_back(self, arrival: Arrival) -> bool:
+        """Whether a folder in the inbox does not let the file go: see ``claim``."""
+        return inbox_folder.is_held_back(str(self.inbox), arrival)
+
     # Claim
 
     def claim(self, arrival: Arrival) -> Ticket | None:
