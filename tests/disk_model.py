@@ -198,9 +198,9 @@ class DiskModel:
         """What may be found after a cut now, the poorest first; each once.
 
         Every combination of the folders where there are at most ``most``, else one and two folders at a time and a
-        sample. Of the files: all whole, all unsynced ones damaged in each way, and (for the poorest and the fullest
-        folders, or ``thorough``ly for all) each one by itself. With ``most`` 0 a few: the poorest, the fullest, those
-        where one folder differs; and the files whole or lost.
+        sample. Of the files: all whole, all unsynced ones damaged in each way, and, for the poorest and the fullest
+        folders, each one by itself in one way, another after each call; ``thorough``ly for all, in each way. With
+        ``most`` 0 a few: the poorest, the fullest, those where one folder differs; and the files whole or lost.
         """
         seen: set[str] = set()
         kinds = KINDS if most else KINDS[:1]
@@ -211,8 +211,10 @@ class DiskModel:
             unsynced: list[File] = []
             whole = self._state(cut, {}, unsynced)
             damages: list[dict[File, str]] = [dict.fromkeys(unsynced, kind) for kind in kinds] if unsynced else []
-            if thorough or (most and cut in (poorest, fullest)):
+            if thorough:
                 damages += [{file: kind} for file in unsynced for kind in KINDS]
+            elif most and cut in (poorest, fullest):
+                damages += [{file: chance.choice(KINDS)} for file in unsynced]
             for state in itertools.chain([whole], (self._state(cut, damage) for damage in damages)):
                 if (key := digest(state)) not in seen:
                     seen.add(key)

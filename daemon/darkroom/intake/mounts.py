@@ -35,17 +35,19 @@ def file_system_of(folder: Path, mountinfo: str | None = None) -> str:
             mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return "unknown"
-    wanted = folder.resolve()
+    wanted = f"{folder.resolve()}/"
     best, found = -1, "unknown"
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if len(fields) < 5 or not after:
             continue
-        point = Path(fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape"))
+        point = fields[4].rstrip("/") + "/"
+        if "\\" in point:
+            point = point.encode("utf-8", "surrogateescape").decode("unicode_escape")
         # Of mounts on one point the last one is on top.
-        if wanted.is_relative_to(point) and len(point.parts) >= best:
-            best, found = len(point.parts), after.split(" ")[0]
+        if wanted.startswith(point) and len(point) >= best:
+            best, found = len(point), after.split(" ")[0]
     return found
 
 
