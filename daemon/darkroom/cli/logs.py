@@ -49,7 +49,7 @@ def show_logs(name: str | None, config_file: Path | None, root: Path | None, *, 
 def _find(spool: Spool, name: str | None, follow: bool) -> Path:
     """The job's folder. With ``follow`` a job that waits is waited for."""
     if name is None:
-        return _latest(spool)
+        return _latest(spool, follow)
     while True:
         folder = _known(spool, name)
         if folder is not None:
@@ -62,12 +62,12 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
     raise UsageError(f"there is no such job: {name}; `darkroom status` shows the last ones")
 
 
-def _latest(spool: Spool) -> Path:
-    """The one that runs, else the last that ended."""
+def _latest(spool: Spool, follow: bool) -> Path:
+    """The one that runs, else the last that ended. With ``follow`` also one of which nothing is told yet."""
     claimed = [folder for _, folder in running(spool)]
-    at_work = [folder for folder in claimed if is_begun(spool, folder)]
-    if at_work or claimed:
-        return (at_work or claimed)[-1]
+    at_work = [folder for folder in claimed if is_begun(spool, folder)] or (claimed if follow else [])
+    if at_work:
+        return at_work[-1]
     health = read_health(spool.root)
     for recent in health.recent if health is not None else ():
         folder = (spool.done if recent.status == "done" else spool.failed) / recent.name
