@@ -49,7 +49,7 @@ def show_logs(name: str | None, config_file: Path | None, root: Path | None, *, 
 def _find(spool: Spool, name: str | None, follow: bool) -> Path:
     """The job's folder. With ``follow`` a job that waits is waited for."""
     if name is None:
-        return _latest(spool, follow)
+        return _latest(spool)
     while True:
         folder = _known(spool, name)
         if folder is not None:
@@ -62,9 +62,9 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
     raise UsageError(f"there is no such job: {name}; `darkroom status` shows the last ones")
 
 
-def _latest(spool: Spool, follow: bool) -> Path:
-    """The one that runs, else the last that ended. With ``follow`` also one of which nothing is told yet."""
-    at_work = [folder for _, folder in running(spool) if follow or (folder / LOG).exists()]
+def _latest(spool: Spool) -> Path:
+    """The one that runs, else the last that ended."""
+    at_work = [folder for _, folder in running(spool)]
     if at_work:
         return at_work[-1]
     health = read_health(spool.root)

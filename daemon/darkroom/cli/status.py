@@ -20,7 +20,7 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, Ticket, holder, is_held, is_of_list, results
+from darkroom.spool import Spool, holder, is_held, is_of_list, results
 from darkroom.visible import visible
 
 WATCH_S = 1.0
@@ -67,7 +67,7 @@ def gather(spool: Spool, counts: dict[str, int] | None = None) -> dict[str, Any]
         "paused": spool.paused(),
         "daemon": asdict(health) if health is not None else None,
         **(counts or count(spool)),
-        "working": _working(spool),
+        "working": _working(spool.working),
         "free_bytes": spool.free_bytes(),
         "min_free_bytes": spool.limits.min_free_bytes,
     }
@@ -89,11 +89,11 @@ def _lives_elsewhere(health: Report | None) -> bool:
     return health.age_s() < LOST_S
 
 
-def _working(spool: Spool) -> list[dict[str, Any]]:
+def _working(working: Path) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
-    if not spool.working.is_dir():
+    if not working.is_dir():
         return jobs
-    for folder in sorted(spool.working.iterdir()):
+    for folder in sorted(working.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         job: dict[str, Any] = {"id": folder.name}
@@ -101,8 +101,6 @@ def _working(spool: Spool) -> list[dict[str, Any]]:
             job["fallbacks"] = json.loads((folder / "job.json").read_bytes())["fallbacks"]
         with contextlib.suppress(OSError, ValueError):
             job |= json.loads((folder / "progress.json").read_bytes())
-        if "name" not in job and (ticket := Ticket.load(folder, spool.disk)) is not None:
-            job["name"] = ticket.name
         jobs.append(job)
     return jobs
 
@@ -241,7 +239,7 @@ def _outlook(status: dict[str, Any]) -> str:
 def _progress(job: dict[str, Any]) -> str:
     """``picture 2 of 4, step 12 of 30, 3.1 steps/s, 1:20 left``."""
     if "step" not in job:
-        return "about to begin"
+        return ""
     parts = [f"step {job['step']} of {job['steps']}"]
     if job["pictures"] > 1:
         parts.insert(0, f"picture {job['picture']} of {job['pictures']}")
