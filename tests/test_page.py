@@ -259,6 +259,48 @@ def test_a_result_in_the_place_of_a_deleted_one_takes_its_place_on_the_page(dark
     assert "the second" in card
 
 
+def test_what_somebody_removes_while_it_is_looked_for_keeps_nothing_on_the_page(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    old = put(darkroom, "old")
+    made = make(darkroom, clock)
+    settle(made, clock)
+    assert len(index(darkroom).cards) == 1
+    shutil.rmtree(old)
+    names = page._folders_in
+
+    def late(folder: Path, gone: list[str] | None) -> list[str] | None:
+        return [*(names(folder, gone) or ()), *(["consumed"] if folder == darkroom.done else [])]
+
+    monkeypatch.setattr(page, "_folders_in", late)
+    settle(made, clock)
+    assert not index(darkroom).cards
+
+
+def test_the_pauses_of_a_scan_are_not_taken_for_its_cost(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While jobs run it pauses twenty times as long as it works; what is deleted leaves it after a minute still."""
+    monkeypatch.setattr(page, "_NAMES_AT_ONCE", 1)
+
+    class Ticking(Clock):
+        def __call__(self) -> float:
+            self.now += 0.001
+            return self.now
+
+    clock = Ticking()
+    fill(darkroom, 80)
+    made = make(darkroom, clock)
+    settle(made, clock)
+    assert len(index(darkroom).cards) == 80
+    for folder in list(darkroom.done.glob("r*"))[:2]:
+        shutil.rmtree(folder)
+        deleted, before = clock.now, len(index(darkroom).cards)
+        while len(index(darkroom).cards) == before:
+            clock.now += 0.5
+            made.work(idle=False)
+            assert clock.now < deleted + page.RESCAN_S + 15
+
+
 def test_a_share_that_is_away_for_a_moment_does_not_empty_the_page(darkroom: Darkroom) -> None:
     put(darkroom, "cat")
     clock = Clock()

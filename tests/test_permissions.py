@@ -98,14 +98,15 @@ def test_an_inbox_that_one_may_not_write_into_is_said_without_numbers(darkroom: 
     assert done.stderr == f"darkroom: cannot write into {darkroom.inbox}: Permission denied\n"
 
 
-def test_what_is_submitted_may_be_read_by_those_who_may_read_the_inbox(darkroom: Darkroom) -> None:
-    darkroom.inbox.chmod(0o2770)
+@pytest.mark.parametrize(("inbox", "file"), [(0o2770, 0o640), (0o755, 0o600), (0o777, 0o644)])
+def test_what_is_submitted_may_be_read_by_those_who_may_take_it(darkroom: Darkroom, inbox: int, file: int) -> None:
+    darkroom.inbox.chmod(inbox)
     before = os.umask(0o077)
     try:
         dropped = drop(darkroom.spool(), "cat", b"{}")
     finally:
         os.umask(before)
-    assert dropped.path.stat().st_mode & 0o777 == 0o640
+    assert dropped.path.stat().st_mode & 0o777 == file
 
 
 class Refusing(Disk):

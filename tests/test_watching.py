@@ -23,7 +23,7 @@ from darkroom.cli.init import shipped_config
 from darkroom.cli.units import clock, duration, read_duration, read_size, size
 from darkroom.errors import UsageError
 from darkroom.health import Health, Recent
-from darkroom.spool import Arrival, Disk, Ticket
+from darkroom.spool import Disk, Ticket
 from test_cli import call, command, daemon, slow_daemon_script
 from test_loop import until
 
@@ -171,13 +171,9 @@ def test_progress_with_a_speed_is_shown_with_the_time_left(darkroom: Darkroom) -
     assert "step 12 of 30\n" in re.sub(" +\n", "\n", call(darkroom, "status").stdout)
 
 
-def test_a_job_made_ready_is_shown_by_its_name_and_what_waits_by_how_long_it_may_take(darkroom: Darkroom) -> None:
+def test_what_waits_is_shown_with_how_long_it_may_take(darkroom: Darkroom) -> None:
     spool = darkroom.spool()
     spool.open()
-    darkroom.drop("team/cat.json")
-    (arrival,) = spool.pending()
-    assert isinstance(arrival, Arrival)
-    assert spool.claim(arrival) is not None
     for name in ("dog.json", "newt.json"):
         darkroom.drop(name)
     health = Health(darkroom.root, Disk())
@@ -186,7 +182,6 @@ def test_a_job_made_ready_is_shown_by_its_name_and_what_waits_by_how_long_it_may
     health.write()
     shown = call(darkroom, "status").stdout
     spool.close()
-    assert re.search(r"working +team/cat  about to begin\n", shown)
     assert re.search(r"waiting +2, about 2 min if they are as the last ones\n", shown)
 
 
@@ -298,14 +293,6 @@ def test_the_log_of_a_job_is_shown_wherever_it_is(darkroom: Darkroom) -> None:
     assert events(call(darkroom, "logs", "typo").stdout) == ["job.failed"]
     assert call(darkroom, "logs", darkroom.result("team/cat")["id"], "-f").stdout == text
     assert call(darkroom, "logs").stdout == text, "the last that ended"
-    darkroom.drop("newt.json")
-    spool = darkroom.spool()
-    spool.open()
-    (arrival,) = spool.pending()
-    assert isinstance(arrival, Arrival)
-    assert spool.claim(arrival) is not None
-    assert call(darkroom, "logs").stdout == text, "nothing is told yet of the one that runs"
-    spool.close()
     assert "no such job: dog" in call(darkroom, "logs", "dog", code=2).stderr
     darkroom.drop("dog.json")
     assert "dog waits in the inbox" in call(darkroom, "logs", "dog", code=2).stderr

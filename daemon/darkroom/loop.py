@@ -187,7 +187,8 @@ class Loop:
         self.executor.close()
         self.guard.stop()
         self.onlookers.finish()
-        self._say_how_it_is()
+        self._say_what_is_left()
+        self.health.update(engine_pid=None)
         self._turn("stopped")
         self.health.write(now=True)
         self.onlookers.close()
@@ -206,21 +207,21 @@ class Loop:
                 self.guard.unreadable(error)
             if self.intake.unannounced:
                 self._watch_anew()
+            self._say_what_is_left()
         news = self.intake.has_news or self.turns.lists
         if news and self.turns.recovered and not self.trouble.waits() and not self.spool.paused():
             try:
                 self.turns.refuse()
             except TROUBLE as trouble:
                 self.trouble.pause(trouble)
-        self._say_how_it_is()
+        self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
         self.health.write()
         if not self.trouble.waits():
             self.onlookers.keep_up()
 
-    def _say_how_it_is(self) -> None:
+    def _say_what_is_left(self) -> None:
         left = self.intake.left
-        why = next((f"{name}: {why}" for name, why in left.items()), None)
-        self.health.update(waiting=self.turns.waiting, left=len(left), left_why=why, engine_pid=self.executor.pid)
+        self.health.update(left=len(left), left_why=next((f"{name}: {why}" for name, why in left.items()), None))
 
     def _feed_the_watchdog(self) -> None:
         """Not while the engine hangs: that is ours to end, at ``stall_s``, and if we cannot then systemd ends us both.

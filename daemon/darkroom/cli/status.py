@@ -20,7 +20,7 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, Ticket, holder, is_held, is_of_list, results
+from darkroom.spool import Spool, holder, is_held, is_of_list, results
 from darkroom.visible import visible
 
 WATCH_S = 1.0
@@ -250,7 +250,7 @@ def _outlook(status: dict[str, Any]) -> str:
 def _progress(job: dict[str, Any]) -> str:
     """``picture 2 of 4, step 12 of 30, 3.1 steps/s, 1:20 left``."""
     if "step" not in job:
-        return "about to begin"
+        return ""
     parts = [f"step {job['step']} of {job['steps']}"]
     if job["pictures"] > 1:
         parts.insert(0, f"picture {job['picture']} of {job['pictures']}")

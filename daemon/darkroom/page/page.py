@@ -66,6 +66,9 @@ class Page:
         self._trouble: str | None = None
         self._rest_until = float("-inf")
         self._hurry = False
+        self._slice_began = 0.0
+        self._worked_s = 0.0
+        """In all slices before the one that is on."""
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -98,6 +101,7 @@ class Page:
         begin = self._clock()
         if begin < self._rest_until:
             return
+        self._slice_began = begin
         try:
             self._busy = self._until(begin + SLICE_S)
         except (OSError, StorageTrouble) as error:
@@ -106,6 +110,7 @@ class Page:
             self._give_up(f"{type(bug).__name__}: {bug}", 10 * RETRY_S)
         else:
             end = self._clock()
+            self._worked_s += end - begin
             self._rest_until = end + (1 if idle else SHARE) * (end - begin)
 
     def wait_s(self) -> float:
@@ -125,6 +130,10 @@ class Page:
             if self._clock() < self._rest_until - 1:
                 return  # trouble
             self._rest_until = float("-inf")
+
+    def _work_s(self) -> float:
+        """How long it has worked so far, the pauses left out."""
+        return self._worked_s + self._clock() - self._slice_began
 
     def _until(self, deadline: float) -> bool:
         while next(self._life):
@@ -160,9 +169,9 @@ class Page:
                 self._take_in(self._found.popleft())
                 yield True
             elif now >= self._scan_at:
+                before = self._work_s()
                 yield from self._scan()
-                end = self._clock()
-                self._scan_at = end + max(RESCAN_S, SCAN_SHARE * (end - now))
+                self._scan_at = self._clock() + max(RESCAN_S, SCAN_SHARE * (self._work_s() - before))
             else:
                 self._trouble = None
                 yield False
@@ -242,7 +251,7 @@ class Page:
             folders = [(base, 0)]
             while folders:
                 folder, depth = folders.pop()
-                names = _folders_in(folder)
+                names = _folders_in(folder, gone=[] if depth else None)
                 if names is None:
                     whole = False
                     continue
@@ -273,8 +282,11 @@ def _shown(path: Path, base: Path) -> str:
     return os.fsencode(path.relative_to(base)).decode("utf-8", "replace")
 
 
-def _folders_in(folder: Path) -> list[str] | None:
-    """The names of the folders in a folder, hidden ones and links left out; None where it cannot be read."""
+def _folders_in(folder: Path, gone: list[str] | None) -> list[str] | None:
+    """The names of the folders in a folder, hidden ones and links left out; None where it cannot be read.
+
+    ``gone`` where there is none: somebody may have removed it meanwhile.
+    """
     try:
         with os.scandir(folder) as entries:
             return [
@@ -282,6 +294,8 @@ def _folders_in(folder: Path) -> list[str] | None:
                 for entry in entries
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
             ]
+    except FileNotFoundError:
+        return gone
     except OSError:
         return None
 

@@ -244,10 +244,10 @@ class Disk:
             _raise(error, path, doing)
 
     def share(self, path: StrPath, folder: StrPath) -> None:
-        """Whoever may read the folder may read the file, whatever the umask was; where modes mean something."""
+        """Whoever may take the file out of the folder may read it, whatever the umask; where modes mean something."""
         self._announce("chmod", path)
         with suppress(OSError):
-            os.chmod(path, os.stat(path).st_mode & 0o777 | os.stat(folder).st_mode & 0o044)
+            os.chmod(path, os.stat(path).st_mode & 0o777 | (os.stat(folder).st_mode & 0o022) << 1)
 
     def replace(self, path: StrPath, data: bytes, *, sync: bool = True) -> None:
         """Write a file so that it appears whole: hidden temporary, fsync, rename. The folder is not synced."""
