@@ -25,7 +25,8 @@ from typing import Any, Protocol
 import torch
 
 from darkroom.engine import device as devices
-from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.need import Need
 from darkroom.errors import first_line
 from darkroom.events import Warned
 
