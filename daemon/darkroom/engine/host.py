@@ -25,6 +25,9 @@ CODE = (32 << 20, 256 << 20)
 """Bytes that a bound is first widened by for code, and at most. oneDNN was seen to ask for 21 MiB for the bundled
 model's first picture and for 12 for one of another size, and to touch one of them."""
 
+_MOST_BLAMED = 20
+"""For so many failures of a job at most a bound may be to blame."""
+
 _UNLIMITED = 1 << 60
 
 
@@ -89,6 +92,7 @@ class Bound:
         """Bytes of code when it was drawn."""
         self._more = 0
         """Bytes that it is wider for code to come."""
+        self._blamed = 0
 
     def draw(self, mapping: int = 0) -> int | None:
         """Let it have what is free now, and no more. To be renewed, since that changes.
@@ -121,7 +125,8 @@ class Bound:
         """
         drawn = self._own is not None
         self.lift()  # to look takes memory too
-        if not drawn:
+        self._blamed += 1
+        if not drawn or self._blamed > _MOST_BLAMED:
             return False
         if for_code and self._more < CODE[-1]:
             self._more = max(CODE[0], 2 * self._more)
@@ -131,7 +136,7 @@ class Bound:
     def end(self) -> None:
         """The job is over."""
         self.lift()
-        self._more = 0
+        self._more = self._blamed = 0
 
     def lift(self) -> None:
         """Let it have as much as before."""
