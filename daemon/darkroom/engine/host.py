@@ -123,7 +123,7 @@ class Bound:
         What kernels are compiled into counts as data with all its address space, of which hardly anything is touched.
         Where this is true the next bound is drawn wider, and the same is worth another try.
         """
-        drawn = self._own is not None
+        drawn, left = self._own is not None, self._left()
         self.lift()  # to look takes memory too
         self._blamed += 1
         if not drawn or self._blamed > _MOST_BLAMED:
@@ -131,7 +131,17 @@ class Bound:
         if for_code and self._more < CODE[-1]:
             self._more = max(CODE[0], 2 * self._more)
             return True
-        return code_bytes() >= self._code + (1 << 20)  # the next one is drawn around it
+        # the next one is drawn around it; of much room that is left it can have taken nothing that matters
+        return code_bytes() - self._code >= max(1 << 20, left // 4)
+
+    def _left(self) -> int:
+        """Bytes to the bound; 0 where there is no memory to look."""
+        if self._own is None:
+            return 0
+        import resource
+
+        data = _field(Path("/proc/self/status"), "VmData:", 1024)
+        return 0 if data is None else max(0, resource.getrlimit(resource.RLIMIT_DATA)[0] - data)
 
     def end(self) -> None:
         """The job is over."""
