@@ -11,7 +11,8 @@ import pytest
 
 from darkroom.engine.fitting import Fitting
 from darkroom.engine.learned import CLEARLY_MORE, FILE, RETRY_S, Learned
-from darkroom.engine.memory import Ladder, MemoryPlan, Need
+from darkroom.engine.memory import Ladder, MemoryPlan
+from darkroom.engine.need import Need
 from darkroom.engine.underway import Death
 
 MIB = 1 << 20

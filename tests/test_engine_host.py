@@ -174,6 +174,11 @@ bound.draw()
 before = code_bytes()
 kept.append(mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
 said.append(code_bytes() - before == 8 << 20)
+said.append(bound.too_narrow(for_code=False))  # there was room enough besides
+bound.draw()
+kept.append(mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
+data = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (data + (8 << 20), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 said.append(bound.too_narrow(for_code=False))
 bound.draw()
 said.append(bound.too_narrow(for_code=False))  # counted by now
@@ -189,7 +194,7 @@ said.append((more > 0, bound._more == 0))
 print(json.dumps(said))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(ran.stdout) == [False, False, True, True, True, False, True, [True, True]]
+    assert json.loads(ran.stdout) == [False, False, True, True, False, True, False, True, [True, True]]
 
 
 def test_lifting_a_bound_that_was_never_drawn_does_nothing() -> None:

@@ -12,17 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.catalog import BUNDLED
-from darkroom.engine.memory import (
-    Ladder,
-    MemoryPlan,
-    Need,
-    Rung,
-    between,
-    first_plan,
-    foot,
-    largest_size,
-    step_down,
-)
+from darkroom.engine.memory import Ladder, MemoryPlan, Rung, between, foot, step_down
+from darkroom.engine.need import Need, first_plan, largest_size
 
 sides = st.integers(8, 256).map(lambda eighths: eighths * 8)
 plans = st.builds(

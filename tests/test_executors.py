@@ -148,6 +148,8 @@ def test_a_process_that_has_done_nothing_before_is_not_replaced_for_want_of_memo
             spoken(events)
     else:
         assert [event.rung for event in spoken(events) if isinstance(event, Fallback)] == ["smaller_picture"]
+        again = executor.run(job_of(darkroom, on_oom=on_oom))  # a new one would do no better
+        assert [event.rung for event in spoken(again) if isinstance(event, Fallback)] == ["smaller_picture"]
 
 
 def test_a_silent_engine_still_lets_the_loop_look_around(darkroom: Darkroom, started: list[LocalExecutor]) -> None:

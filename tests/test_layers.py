@@ -16,6 +16,7 @@ TORCHLESS = [
     "engine.cache",
     "engine.host",
     "engine.memory",
+    "engine.need",
     "engine.learned",
     "engine.hashes",
     "engine.underway",

@@ -214,7 +214,7 @@ class Loop:
                 self.turns.refuse()
             except TROUBLE as trouble:
                 self.trouble.pause(trouble)
-        self.health.update(waiting=self.intake.waiting, engine_pid=self.executor.pid)
+        self.health.update(waiting=self.turns.waiting, engine_pid=self.executor.pid)
         self.health.write()
         if not self.trouble.waits():
             self.onlookers.keep_up()

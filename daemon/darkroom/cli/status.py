@@ -20,7 +20,7 @@ from darkroom.config import load
 from darkroom.errors import UsageError
 from darkroom.health import LOST_S, Report
 from darkroom.health import read as read_health
-from darkroom.spool import Spool, holder, is_held, is_of_list, results
+from darkroom.spool import Spool, Ticket, holder, is_held, is_of_list, results
 from darkroom.visible import visible
 
 WATCH_S = 1.0

@@ -9,19 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from darkroom.engine.learned import Learned
-from darkroom.engine.memory import (
-    DOUBT,
-    Ladder,
-    MemoryPlan,
-    Need,
-    Phase,
-    Rung,
-    between,
-    first_plan,
-    foot,
-    largest_size,
-    step_down,
-)
+from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung, between, foot, step_down
+from darkroom.engine.need import DOUBT, Need, first_plan, largest_size
 from darkroom.engine.underway import Death
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from darkroom.engine.memory import Need
+from darkroom.engine.need import Need
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import edited
 from darkroom.engine.readings import Conditioning, Embeddings

@@ -30,7 +30,8 @@ from typing import Any, Protocol
 import torch
 
 from darkroom.engine import device as devices
-from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.need import Need
 from darkroom.engine.served import by_name
 from darkroom.errors import first_line
 from darkroom.events import Warned

@@ -25,6 +25,9 @@ CODE = (32 << 20, 256 << 20)
 """Bytes that a bound is first widened by for code, and at most. oneDNN was seen to ask for 21 MiB for the bundled
 model's first picture and for 12 for one of another size, and to touch one of them."""
 
+_MOST_BLAMED = 20
+"""For so many failures of a job at most a bound may be to blame."""
+
 _UNLIMITED = 1 << 60
 
 
@@ -89,6 +92,7 @@ class Bound:
         """Bytes of code when it was drawn."""
         self._more = 0
         """Bytes that it is wider for code to come."""
+        self._blamed = 0
 
     def draw(self, mapping: int = 0) -> int | None:
         """Let it have what is free now, and no more. To be renewed, since that changes.
@@ -119,19 +123,30 @@ class Bound:
         What kernels are compiled into counts as data with all its address space, of which hardly anything is touched.
         Where this is true the next bound is drawn wider, and the same is worth another try.
         """
-        drawn = self._own is not None
+        drawn, left = self._own is not None, self._left()
         self.lift()  # to look takes memory too
-        if not drawn:
+        self._blamed += 1
+        if not drawn or self._blamed > _MOST_BLAMED:
             return False
         if for_code and self._more < CODE[-1]:
             self._more = max(CODE[0], 2 * self._more)
             return True
-        return code_bytes() >= self._code + (1 << 20)  # the next one is drawn around it
+        # the next one is drawn around it; of much room that is left it can have taken nothing that matters
+        return code_bytes() - self._code >= max(1 << 20, left // 4)
+
+    def _left(self) -> int:
+        """Bytes to the bound; 0 where there is no memory to look."""
+        if self._own is None:
+            return 0
+        import resource
+
+        data = _field(Path("/proc/self/status"), "VmData:", 1024)
+        return 0 if data is None else max(0, resource.getrlimit(resource.RLIMIT_DATA)[0] - data)
 
     def end(self) -> None:
         """The job is over."""
         self.lift()
-        self._more = 0
+        self._more = self._blamed = 0
 
     def lift(self) -> None:
         """Let it have as much as before."""

@@ -17,7 +17,8 @@ from darkroom.config import Safety
 from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.lora import Adapters
-from darkroom.engine.memory import MemoryPlan, Need
+from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.need import Need
 from darkroom.engine.openvino import OpenVino
 from darkroom.engine.readings import Readings
 from darkroom.engine.served import Served

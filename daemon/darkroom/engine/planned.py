@@ -89,10 +89,13 @@ class Planned(ABC):
         self.pipeline.readings.clear()
         rung = self.fitting.step_down(self.phase)
         if rung is None:
-            pipeline = self.pipeline
-            helps = ["ask for a smaller picture, or free memory that other programs hold"]
+            pipeline, device = self.pipeline, self.pipeline.device
+            devices.free_memory(device)
+            less = "ask for a smaller picture" if pipeline.weighed else "give darkroom more memory"
+            helps = [f"{less}, or free memory that other programs hold"]
             helps += self.fitting.remedies(weighed=pipeline.weighed)
-            if used is not None and pipeline.device.type == "cpu":
+            used = devices.memory_used(device)
+            if used is not None and device.type == "cpu":
                 helps.append(f"the engine itself has {gib(max(0, used - sum(pipeline.held().values())))}")
             raise OutOfMemory(
                 f"Not even {tried} fits into the memory of {self.description}: {'; '.join(helps)}. ({because})",

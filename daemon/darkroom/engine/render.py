@@ -25,8 +25,8 @@ from darkroom.engine.hashes import Hashes
 from darkroom.engine.lane import Lane
 from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
-from darkroom.engine.memory import DOUBT
 from darkroom.engine.models import Models
+from darkroom.engine.need import DOUBT
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
 from darkroom.engine.quantizing import quantize

@@ -48,6 +48,8 @@ class LocalExecutor:
         self._engine = engine
         self._child: _Child | None = None
         self._expected: tuple[Job, ...] = ()
+        self._too_large: set[tuple[str, int, int]] = set()
+        """Models and sizes that did not fit as they were asked for into a new process either."""
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +87,9 @@ class LocalExecutor:
         self.start()
         assert self._child is not None
         child, made, over = self._child, set(skip), False
+        kind = (job.model, job.width, job.height)
+        may_be_worn = kind not in self._too_large
+        self._too_large.discard(kind)
         try:
             expected, self._expected = self._expected, ()
             child.give(Work(job, skip, dict(images), expected))
@@ -100,7 +105,7 @@ class LocalExecutor:
                         trace=child.said(),
                     )
                 match message:
-                    case Fallback(lossless=False) | Ended(OutOfMemory()) if child.jobs > 1:
+                    case Fallback(lossless=False) | Ended(OutOfMemory()) if child.jobs > 1 and may_be_worn:
                         self._kill()
                         child = self._child = _Child(Setup(self._engine, self._config))
                         child.give(Work(job, frozenset(made), dict(images)))
@@ -108,6 +113,7 @@ class LocalExecutor:
                     case Ended(error):
                         over = True
                         if isinstance(error, OutOfMemory):
+                            self._too_large.add(kind)
                             self._kill()  # its memory is full of gaps and of what libraries keep; a new one has none
                             self.start()
                         if error is not None:
@@ -119,6 +125,9 @@ class LocalExecutor:
                         yield message
                     case Picture():
                         made.add(message.index)
+                        yield message
+                    case Fallback(lossless=False):
+                        self._too_large.add(kind)
                         yield message
                     case _:
                         yield message
