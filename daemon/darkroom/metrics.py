@@ -103,7 +103,7 @@ class _FromHealth:
 
         report = self._health.report
         gauges: dict[str, tuple[str, float | None]] = {
-            "jobs_waiting": ("Files in the inbox, and a job that was claimed ahead of its turn.", report.waiting),
+            "jobs_waiting": ("Files in the inbox.", report.waiting),
             "jobs_running": ("Jobs being worked on.", int(report.job is not None)),
             "in_trouble": ("Whether it is paused because something is wrong.", int(report.trouble)),
             "free_bytes": ("Free space where the spool is.", report.free_bytes),
