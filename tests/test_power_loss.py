@@ -204,7 +204,7 @@ def hold_to_what_was_announced(before: list[Said], outcome: Outcome, record: Rec
             case "engine.died":
                 deaths[id] += 1
             case "job.claimed":
-                if loaded[id] and seeds[id] != said.fields["seed"]:
+                if loaded[id] and seeds.get(id, said.fields["seed"]) != said.fields["seed"]:
                     return "the engine was woken with a seed, and another is chosen now"
                 seeds[id] = said.fields["seed"]
             case "oom.step_down":
