@@ -375,7 +375,7 @@ def test_a_picture_without_a_recipe_is_given_time_and_then_refused_with_the_reas
 
 
 def test_a_picture_over_its_limit_is_refused_unread(darkroom: Darkroom) -> None:
-    darkroom.configure(limits={"max_picture_bytes": 1000})
+    darkroom.configure(limits={"max_picture_bytes": 1000}, intake={"settle_s": 0.2, "rescan_s": 0.1})
     (darkroom.inbox / "large.png").write_bytes(bytes(2000))
     darkroom.run_once()
     assert "max_picture_bytes" in darkroom.error("large")["errors"][0]["hint"]
