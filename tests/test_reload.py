@@ -250,7 +250,7 @@ def test_the_real_daemon_tells_systemd_of_its_whole_life(darkroom: Darkroom, fil
         darkroom.drop("wide.json", width=512)
         until((darkroom.failed / "wide").exists)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         output = process.communicate()[0].decode()

@@ -103,7 +103,7 @@ def test_the_table_keeps_up_with_a_job_and_ends_with_ctrl_c_leaving_the_cursor(d
         assert re.search(r"memory +daemon [\d.]+ MiB \(at most", text)
         (darkroom.root / "PAUSE").write_text("lunch")
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
         terminal.wait_for("not running")
         terminal.wait_for("paused: `darkroom resume` goes on")
         assert terminal.press(b"\x03") == 0
