@@ -278,7 +278,7 @@ class House:
             way.prepare(self.darkroom)
 
     def configure(self) -> None:
-        if self.way.pictures:  # these jobs rest for a tenth of it
+        if self.way.pictures or self.way.kept:  # these jobs rest for a tenth of it
             self.darkroom.configure(intake={"settle_s": 0.2, "rescan_s": 0.05})
         if self.way.together:
             self.darkroom.configure(engine={"batch_across_jobs": True})

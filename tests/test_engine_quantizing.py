@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from darkroom.engine.render import Engine
 from darkroom.events import Alive, Event, Loaded
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
 
-pytest.importorskip("openvino")
-pytest.importorskip("nncf")
+for package in ("openvino", "nncf"):  # which brings a thousand modules: not imported before a test wants it
+    if find_spec(package) is None:
+        pytest.skip(f"needs {package}", allow_module_level=True)
 pytest_plugins = ("engine_fixtures",)
 
 HEART = {"model": "seedling", "prompt": "a red heart on a white background", "negative_prompt": ""}

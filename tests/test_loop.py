@@ -375,7 +375,7 @@ def test_a_picture_without_a_recipe_is_given_time_and_then_refused_with_the_reas
 
 
 def test_a_picture_over_its_limit_is_refused_unread(darkroom: Darkroom) -> None:
-    darkroom.configure(limits={"max_picture_bytes": 1000})
+    darkroom.configure(limits={"max_picture_bytes": 1000}, intake={"settle_s": 0.2, "rescan_s": 0.1})
     (darkroom.inbox / "large.png").write_bytes(bytes(2000))
     darkroom.run_once()
     assert "max_picture_bytes" in darkroom.error("large")["errors"][0]["hint"]
@@ -397,7 +397,7 @@ def test_a_gpu_that_is_gone_stops_claims_and_the_job_goes_on_when_it_is_back(dar
         assert (darkroom.names("done"), darkroom.names("failed")) == ([], [])
         assert darkroom.names("inbox") == ["b.json"]
         gone.unlink()
-        until(lambda: loop.work.done == 2, 20)
+        until(lambda: loop.work.done == 2)
     result = darkroom.result("a")
     assert len(result["pictures"]) == 6
     assert result["attempts"] == 1, "a card that fails is not the job's fault"

@@ -44,7 +44,7 @@ def samples(text: str) -> dict[str, float]:
 def get(loop: Loop, path: str) -> tuple[int, str]:
     assert loop.onlookers.exporter is not None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{loop.onlookers.exporter.port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{loop.onlookers.exporter.port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

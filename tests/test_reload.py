@@ -160,6 +160,15 @@ def test_a_job_that_runs_is_finished_first(darkroom: Darkroom, file: File, monke
     assert darkroom.result("long")["attempts"] == 1
 
 
+def test_a_new_preset_has_its_folder_at_once(darkroom: Darkroom, file: File) -> None:
+    loop = darkroom.loop(reread=lambda: load(file.path))
+    loop.spool.open()
+    file.write("[presets.portrait]\nsteps = 3\n")
+    reloaded(loop)
+    assert (darkroom.inbox / "portrait").is_dir()
+    loop.spool.close()
+
+
 def test_the_page_is_switched_on_and_off(darkroom: Darkroom, file: File) -> None:
     loop = darkroom.loop(reread=lambda: load(file.path))
     loop.spool.open()
@@ -250,7 +259,7 @@ def test_the_real_daemon_tells_systemd_of_its_whole_life(darkroom: Darkroom, fil
         darkroom.drop("wide.json", width=512)
         until((darkroom.failed / "wide").exists)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         output = process.communicate()[0].decode()

@@ -227,6 +227,43 @@ def test_a_result_that_another_took_in_the_last_moment_is_passed_over(darkroom: 
     assert (darkroom.root / "taken" / "a-1.png").exists()
 
 
+def test_what_took_a_result_s_place_in_the_last_moment_is_put_back(darkroom: Darkroom) -> None:
+    made(darkroom, "a")
+
+    def before(call: Call) -> None:
+        if call.name == "rename" and call.path.name == "a":
+            (darkroom.done / "a").rename(darkroom.root / "taken")
+            (darkroom.done / "a").mkdir()
+            (darkroom.done / "a" / "mine.txt").write_text("mine")
+
+    assert not [outcome for outcome in sweep(Disk(before), {darkroom.done: Rule(count=0)}) if outcome is not None]
+    assert left(darkroom.done) == ["a"]
+    assert left(darkroom.done / "a") == ["mine.txt"]
+
+
+def test_what_is_left_alone_is_said_once_and_again_when_it_is_something_else(darkroom: Darkroom) -> None:
+    made(darkroom, "a", "b")
+    now = [0.0]
+    housekeeping = Housekeeping(darkroom.spool(), Retention(done_count=0), darkroom.log, lambda: now[0])
+    for name, said in (("a", 1), ("a", 1), ("b", 2)):
+        made(darkroom, *({"a", "b"} - set(left(darkroom.done))))
+        (darkroom.done / name / "notes.txt").write_text("x")
+        while housekeeping.work():
+            continue
+        now[0] += 400
+        assert len(darkroom.log.of("retention.left")) == said
+
+
+def test_a_link_that_is_called_as_what_is_being_removed_leads_nowhere(darkroom: Darkroom, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    made(darkroom, "a")
+    (darkroom.done / f"{ASIDE}0").symlink_to(elsewhere)
+    darkroom.run_once()
+    assert left(elsewhere) == ["mine.txt"]
+
+
 def test_without_limits_there_is_no_rule(darkroom: Darkroom) -> None:
     spool = darkroom.spool()
     assert rules(spool, Retention()) == {}

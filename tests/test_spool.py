@@ -157,6 +157,24 @@ def test_a_group_never_lies_inside_a_result_of_the_same_name(darkroom: Darkroom,
     assert spool.publish(ticket, verdict_of(ticket)) == darkroom.done / "team~2" / "cat"
 
 
+def test_a_group_whose_name_is_somebodys_file_gets_another(darkroom: Darkroom, spool: Spool) -> None:
+    (darkroom.done / "team").write_text("mine")
+    darkroom.drop("team/cat.json")
+    ticket = claim(spool, "team/cat.json")
+    assert spool.publish(ticket, verdict_of(ticket)) == darkroom.done / "team~2" / "cat"
+    assert (darkroom.done / "team").read_text() == "mine"
+
+
+def test_a_folder_of_results_that_somebody_took_away_is_made_again_and_its_groups_too(
+    darkroom: Darkroom, spool: Spool
+) -> None:
+    for name in ("one", "two"):
+        darkroom.drop(f"team/{name}.json")
+        ticket = claim(spool, f"team/{name}.json")
+        assert spool.publish(ticket, verdict_of(ticket)) == darkroom.done / "team" / name
+        shutil.rmtree(darkroom.done)
+
+
 def test_a_name_that_is_not_text_is_kept_exactly(darkroom: Darkroom, spool: Spool) -> None:
     raw = b"caf\xe9.json"
     (darkroom.inbox / os.fsdecode(raw)).write_bytes(b"{}")

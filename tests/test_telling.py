@@ -253,7 +253,7 @@ def test_the_queue_is_bounded_and_what_is_too_much_is_on_record(darkroom: Darkro
 
         def deliver(self, notice: Notice) -> None:
             begun.set()
-            go_on.wait(20)
+            go_on.wait(60)
 
         def abandon(self) -> None:
             pass
@@ -262,7 +262,7 @@ def test_the_queue_is_bounded_and_what_is_too_much_is_on_record(darkroom: Darkro
     courier = Courier(Slow(), (), lambda *report: reports.append(report))
     notice: Any = object()
     courier.take(notice)
-    assert begun.wait(5)
+    assert begun.wait(60)
     for _ in range(MOST_WAITING + 5):
         courier.take(notice)
     assert [report[3] for report in reports] == [f"{MOST_WAITING} others wait to be told"] * 5

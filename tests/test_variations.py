@@ -344,7 +344,7 @@ def test_a_matrix_is_cancelled_in_its_midst(darkroom: Darkroom, monkeypatch: pyt
 
     darkroom.drop("cat.json", SMALL | {"num_inference_steps": 30, "matrix": {"seed": list(range(50))}})
     with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Slow"))):
-        until(lambda: "picture.saved" in darkroom.log.events(), 30)
+        until(lambda: "picture.saved" in darkroom.log.events())
         (folder,) = [path for path in darkroom.working.iterdir() if path.is_dir()]
         (folder / "cancel").touch()
         until((darkroom.failed / "cat" / "error.json").exists)
