@@ -133,6 +133,7 @@ def test_whole_pictures_are_measured_beside_diffusers(tmp_path: Path) -> None:
         assert 0 < row["efficiency_ratio"] < 1
     assert 0 < figures["frame"]["step_us"] < 10_000
     assert figures["frame"]["call_us"] > figures["frame"]["step_us"]
+    assert figures["frame"]["known_call_us"] > 0
     assert figures["frame"]["step_us_ratio"] > 0.1
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.format == "PNG"
