@@ -159,9 +159,14 @@ class Frame(Comparison):
         def at_once(unet: Any, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
             return (sample,)
 
+        pictures: dict[torch.Size, torch.Tensor] = {}
+
         def grey(vae: Any, latents: torch.Tensor, return_dict: bool = True, **_: Any) -> Any:
-            reduction = 2 ** (len(vae.config.block_out_channels) - 1)
-            picture = torch.zeros(()).expand(len(latents), 3, *(reduction * side for side in latents.shape[-2:]))
+            picture = pictures.get(latents.shape)
+            if picture is None:
+                reduction = 2 ** (len(vae.config.block_out_channels) - 1)
+                size = (reduction * side for side in latents.shape[-2:])
+                picture = pictures[latents.shape] = torch.zeros(()).expand(len(latents), 3, *size)
             return DecoderOutput(picture) if return_dict else (picture,)
 
         for kind, name, answer in ((UNet2DConditionModel, "forward", at_once), (AutoencoderKL, "decode", grey)):

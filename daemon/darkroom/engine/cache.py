@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,4 +47,4 @@ def write(file: Path, content: Mapping[str, Any]) -> bool:
 def forget(file: Path | str) -> None:
     """Remove it, if it is there."""
     with contextlib.suppress(OSError):
-        os.unlink(file)  # noqa: PTH108 - as in read
+        Path(file).unlink()

@@ -128,6 +128,8 @@ def _kind(sampler: str, *, beta: bool) -> Any:
 
     scheduler = _RECIPES[sampler].scheduler
     match sampler:
+        case "Euler":
+            kind = schedulers.euler(getattr(diffusers, scheduler))
         case "LMS":
             kind = schedulers.lms()
         case "DPM2" | "DPM2 a":
