@@ -134,6 +134,7 @@ def test_whole_pictures_are_measured_beside_diffusers(tmp_path: Path) -> None:
         assert 0 < row["efficiency_ratio"] < 10
     assert 0 < figures["frame"]["step_us"] < 1e6
     assert figures["frame"]["call_us"] > figures["frame"]["step_us"]
+    assert figures["frame"]["known_call_us"] > 0
     assert 0.01 < figures["frame"]["step_us_ratio"] < 100
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.format == "PNG"

@@ -309,6 +309,28 @@ def test_diffusers_name_of_a_sampler_is_the_scheduler_that_it_gets(sampler: str)
         assert "DPMSolverMultistepScheduler" in kinds  # whose plain name is DPM++ 2M's
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, which we keep from our own
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("begin", [0, 5])
+def test_our_steps_of_euler_are_to_the_bit_those_of_diffusers(kind: str, begin: int) -> None:
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    ours = make_scheduler("Euler", "uniform", TRAINED | {"prediction_type": kind}, 12)
+    theirs: Any = EulerDiscreteScheduler.from_config(dict(ours.config))
+    theirs.set_timesteps(12)
+    theirs.set_begin_index(begin)
+    generator = torch.Generator().manual_seed(begin)
+    latents = torch.randn(2, 4, 8, 8, generator=generator) * 10
+    for timestep in begin_at(ours, begin):
+        predicted = torch.randn(latents.shape, generator=generator)
+        scaled = ours.scale_model_input(latents, timestep)
+        assert torch.equal(scaled, theirs.scale_model_input(latents, timestep))
+        stepped = advance(ours, predicted, timestep, latents, {})
+        latents = theirs.step(predicted, timestep, latents, return_dict=False)[0]
+        assert torch.equal(stepped, latents)
+    assert ours.step_index == theirs.step_index == 12
+
+
 def test_dpmpp_2m_goes_by_uniform_timesteps_down_to_the_last() -> None:
     timesteps = make_scheduler("DPM++ 2M", "uniform", TRAINED, 4).timesteps
     assert timesteps.tolist() == [999, 666, 333, 0]

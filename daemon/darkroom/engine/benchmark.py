@@ -28,6 +28,9 @@ from darkroom.job import NO_IMAGES, Images, Job
 
 Seconds = dict[str, float]
 
+KNOWN = 20
+"""So many jobs whose texts are known are made in a row."""
+
 _MM_SIDE = {"cpu": 2048}
 """Of the matrices whose product tells what the device can do."""
 
@@ -143,7 +146,8 @@ class Comparison:
 class Frame(Comparison):
     """The same with a UNet and a VAE that answer at once: what is left is what the loops around them cost.
 
-    In seconds of the processor's, which others that use it do not make more.
+    In seconds of the processor's, which others that use it do not make more. ``ours_known`` are those of a job whose
+    texts were read before, the median of many.
     """
 
     clock = staticmethod(time.process_time)
@@ -155,15 +159,30 @@ class Frame(Comparison):
         def at_once(unet: Any, sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
             return (sample,)
 
+        pictures: dict[torch.Size, torch.Tensor] = {}
+
         def grey(vae: Any, latents: torch.Tensor, return_dict: bool = True, **_: Any) -> Any:
-            reduction = 2 ** (len(vae.config.block_out_channels) - 1)
-            picture = torch.zeros(()).expand(len(latents), 3, *(reduction * side for side in latents.shape[-2:]))
+            picture = pictures.get(latents.shape)
+            if picture is None:
+                reduction = 2 ** (len(vae.config.block_out_channels) - 1)
+                size = (reduction * side for side in latents.shape[-2:])
+                picture = pictures[latents.shape] = torch.zeros(()).expand(len(latents), 3, *size)
             return DecoderOutput(picture) if return_dict else (picture,)
 
         for kind, name, answer in ((UNet2DConditionModel, "forward", at_once), (AutoencoderKL, "decode", grey)):
             setattr(kind, name, answer)
         settings = config.engine.model_copy(update={"backend": "torch"})  # whose UNet it is that answers
         super().__init__(config.model_copy(update={"engine": settings}))
+
+    def _our(self, job: Job) -> Iterator[Event | Seconds]:
+        yield from super()._our(job)
+        taken = []
+        for _ in range(KNOWN):
+            begin = self.clock()
+            for _ in self._ours.render(job, frozenset(), lambda: False):
+                pass
+            taken.append(self.clock() - begin)
+        yield {"ours_known": statistics.median(taken)}
 
     def _rates(self, job: Job, step: float | None) -> Seconds:
         return {}

@@ -17,10 +17,11 @@ def cache_dir(settings: EngineSettings) -> Path:
     return settings.cache_dir or user_cache()
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path | str) -> dict[str, Any]:
     """Lost, unreadable and damaged all mean that nothing is known."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with open(file, "rb") as stream:  # noqa: PTH123 - for every job: a Path takes longer
+            content = json.load(stream)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -43,7 +44,7 @@ def write(file: Path, content: Mapping[str, Any]) -> bool:
     return True
 
 
-def forget(file: Path) -> None:
+def forget(file: Path | str) -> None:
     """Remove it, if it is there."""
     with contextlib.suppress(OSError):
-        file.unlink()
+        Path(file).unlink()

@@ -167,15 +167,17 @@ def decode(
     dtype = torch.float32 if pipeline.vae_upcast and by == "vae" else pipeline.dtype
     served = decoding_part(pipeline, vae, by) == DECODER
     pixels = _decode_served(pipeline, latents) if served else _decode(pipeline, latents, vae, dtype, by)
-    helped = _is_void(pixels) and (served or dtype != torch.float32)
+    void = _is_void(pixels)
+    helped = void and (served or dtype != torch.float32)
     if helped:
         pixels = _decode(pipeline, latents, vae, torch.float32, by)
-    if _is_void(pixels) and (pixels.isnan().any() or not may_be_black):
+        void = _is_void(pixels)
+    if void and (pixels.isnan().any() or not may_be_black):
         raise RenderFailed(
             "The picture came out all black, with the VAE in float32 too; the model may be damaged, or the prompt, "
             "the sampler and its steps do not go together"
         )
-    rounded: torch.Tensor = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    rounded: torch.Tensor = pixels.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
     return rounded, helped
 
 
@@ -185,25 +187,26 @@ def _decode(pipeline: Pipeline, latents: torch.Tensor, kind: Vae, dtype: torch.d
         shift, factor = _scaling(vae.config, latents.device)
         latents = (latents / factor + shift).to(pipeline.device, dtype, memory_format=pipeline.vae_format)
         pixels: torch.Tensor = vae.decode(latents).sample
-    return pixels.float().div(2).add(0.5).clamp(0, 1)
+    return pixels.float().div(2).add_(0.5).clamp_(0, 1)
 
 
 def _decode_served(pipeline: Pipeline, latents: torch.Tensor) -> torch.Tensor:
     """The same by OpenVINO. Raises Unserved."""
     shift, factor = _scaling(SimpleNamespace(**{"scaling_factor": 0.18215, **pipeline.vae_config}), latents.device)
     pixels: torch.Tensor = pipeline.part(DECODER).decode(latents / factor + shift)
-    return pixels.div(2).add(0.5).clamp(0, 1)
+    return pixels.div(2).add_(0.5).clamp_(0, 1)
 
 
 @contextmanager
 def _vae(pipeline: Pipeline, kind: Vae, side: int, dtype: torch.dtype, name: str = "vae") -> Iterator[Any]:
     """The VAE set up for pictures of a longer side of so many latents, in this number format while it is in use."""
     vae = pipeline.part(name)
-    # a quarter of each tile overlaps the next: where that is no whole number, what is put together is too large
-    tile = min(TILE, max(8, side // 8 * 4))
-    vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
+    if kind == "tiled":
+        # a quarter of each tile overlaps the next: where that is no whole number, what is put together is too large
+        tile = min(TILE, max(8, side // 8 * 4))
+        vae.tile_latent_min_size, vae.tile_sample_min_size = tile, tile * pipeline.reduction
     vae.use_tiling = kind == "tiled"
-    if next(vae.parameters()).dtype != dtype:  # vae.dtype looks at all of them
+    if dtype != pipeline.dtype:
         vae.to(dtype=dtype)
     try:
         yield vae
@@ -223,9 +226,8 @@ def _scaling(config: Any, device: torch.device) -> tuple[Any, Any]:
 
 
 def _is_void(pixels: torch.Tensor) -> bool:
-    """Whether one of the pictures is black everywhere, or holds a NaN."""
-    flat = pixels.flatten(1)
-    return bool((flat.isnan().any(1) | (flat.amax(1) * 255 < 0.5)).any())
+    """Whether one of the pictures is black everywhere, or holds a NaN: then that is its largest number too."""
+    return not bool((pixels.flatten(1).amax(1) * 255 >= 0.5).all())
 
 
 def _pooled(pooled: torch.Tensor | None) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Fitting:
     """Card, driver, model, size and batch: what was learnt holds for the same."""
     plan: MemoryPlan = field(init=False)
     _news: bool = field(init=False, default=True)
-    """Whether what fits in the end is to be remembered: not where that is what chose it."""
+    """Whether what fits in the end is to be remembered: not where that is what chose it, nor all of it at once."""
     _room: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -103,6 +103,9 @@ class Fitting:
             # On a retry the estimate has the benefit of the doubt, so that one that is too large is found out.
             hope = DOUBT if known.retry else 1.0
             self.plan = first_plan(self.full, self.ladder, self.need, None if room is None else room * hope)
+            if self.plan == self.full:
+                self._news = known.retry
+                return
             why = f"about {gib(self.need.peak(self.full))} are needed otherwise and {gib(room or 0)} are free"
         for rung in between(self.full, self.plan):
             yield rung, why

@@ -30,6 +30,9 @@ _MOST_BLAMED = 20
 
 _UNLIMITED = 1 << 60
 
+_HERE = Path("/")
+"""Where /proc and /sys are."""
+
 
 @functools.cache
 def cpu_name() -> str:
@@ -41,7 +44,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def free_bytes(root: Path = Path("/"), *, anonymous: int = 0, mapped: int = 0) -> int | None:
+def free_bytes(root: Path = _HERE, *, anonymous: int = 0, mapped: int = 0) -> int | None:
     """What this process may still allocate: the machine's, its control groups' and its own limits' smallest.
 
     The page cache counts as free, since the kernel gives it up. Asked for the room of something that is partly there,
@@ -55,9 +58,7 @@ def free_bytes(root: Path = Path("/"), *, anonymous: int = 0, mapped: int = 0) -
 
 def used_bytes() -> int | None:
     """What of this process lies in memory now."""
-    with contextlib.suppress(ValueError, IndexError):
-        return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return _own(_HERE, _RESIDENT)
 
 
 def anonymous_bytes() -> int | None:
@@ -65,17 +66,16 @@ def anonymous_bytes() -> int | None:
     return _field(Path("/proc/self/status"), "RssAnon:", 1024)
 
 
-def oom_kills(root: Path = Path("/")) -> int | None:
+def oom_kills(root: Path = _HERE) -> int | None:
     """How many processes of this control group the kernel has killed for want of memory; of the machine's, if need be.
 
     None where it does not say.
     """
-    for folder in _groups(root):
-        for name in ("memory.events", "memory.oom_control"):
-            count = _field(f"{folder}/{name}", "oom_kill ", 1)
-            if count is not None:
-                return count
-    return _field(root / "proc/vmstat", "oom_kill ", 1)
+    for file in (*_tallies(_groups(root)), f"{root}/proc/vmstat"):
+        count = _field(file, "oom_kill ", 1)
+        if count is not None:
+            return count
+    return None
 
 
 class Bound:
@@ -105,7 +105,7 @@ class Bound:
         import resource
 
         self.lift()
-        data, free = _field(Path("/proc/self/status"), "VmData:", 1024), _shared_free(Path("/"))
+        data, free = _own(_HERE, _DATA), _shared_free(_HERE)
         if data is None or free is None:
             return None
         self._own = resource.getrlimit(resource.RLIMIT_DATA)
@@ -223,6 +223,13 @@ def _folders(root: Path, groups: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=4)
+def _tallies(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """The files that may count these groups' dead, those of other versions left out."""
+    files = (f"{folder}/{name}" for folder in folders for name in ("memory.events", "memory.oom_control"))
+    return tuple(file for file in files if Path(file).exists())
+
+
 @dataclass(frozen=True)
 class _Limit:
     """Where a group says how much it may have, how much it has, and which of that are caches of files."""
@@ -264,11 +271,21 @@ def _under_own_limits(root: Path) -> Iterator[int]:
         return
     import resource
 
-    status = root / "proc/self/status"
-    for kind, field in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+    for kind, column in ((resource.RLIMIT_AS, _SIZE), (resource.RLIMIT_DATA, _DATA)):
         soft, _ = resource.getrlimit(kind)
-        if soft != resource.RLIM_INFINITY and (used := _field(status, field, 1024)) is not None:
+        if soft != resource.RLIM_INFINITY and (used := _own(root, column)) is not None:
             yield max(0, soft - used)
+
+
+_SIZE, _RESIDENT, _DATA = 0, 1, 5
+"""Columns of statm. The last has the stack in it, besides what a limit to data is about: some hundred KiB."""
+
+
+def _own(root: Path, column: int) -> int | None:
+    """Bytes of this process. Out of its status the kernel takes ten times as long to tell them."""
+    with contextlib.suppress(ValueError, IndexError):
+        return int(_read(f"{root}/proc/self/statm").split()[column]) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _field(file: Path | str, name: str, unit: int) -> int | None:
@@ -289,20 +306,40 @@ def _number(file: Path | str) -> int | None:
 
 
 def _read(file: Path | str) -> str:
-    """Nothing where it cannot be read, for want of memory too: that is when it is asked.
-
-    Without the layers of ``open``: a dozen of these are read before every job.
-    """
+    """Nothing where it cannot be read, for want of memory too: that is when it is asked."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        pieces = []
-        while piece := os.read(descriptor, 1 << 16):
-            pieces.append(piece)
+        opened = _opened(os.fspath(file), os.getpid())
     except (OSError, MemoryError):
         return ""
-    finally:
-        os.close(descriptor)
-    return b"".join(pieces).decode("utf-8", "replace")
+    try:
+        return opened.read()
+    except MemoryError:
+        return ""
+    except OSError:
+        _opened.cache_clear()  # a group that is gone; another one may have its name by now
+        return ""
+
+
+class _Opened:
+    """One of the kernel's files, kept open: what stands in it is made anew whenever it is read from its beginning.
+
+    A dozen are read before every job. ``process`` keeps one that was forked from asking for its parent's.
+    """
+
+    def __init__(self, file: str, process: int) -> None:
+        self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # it could not be opened
+            os.close(self._descriptor)
+
+    def read(self) -> str:
+        """All of it. Raises OSError."""
+        pieces, size = [], 0
+        while piece := os.pread(self._descriptor, 1 << 16, size):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+
+_opened = functools.lru_cache(maxsize=32)(_Opened)

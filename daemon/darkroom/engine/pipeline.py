@@ -156,7 +156,7 @@ class Pipeline:
         for name, part in self.loaded.items():
             if isinstance(part, Served):
                 held["anonymous"] += part.held
-            elif _device_of(part) == self.device.type:
+            elif self._is_here(part):
                 kind = "mapped" if self.device.type == "cpu" and name in self.mapped else "anonymous"
                 held[kind] += self.sizes[name]
         return held
@@ -275,6 +275,13 @@ class Pipeline:
             self.let_go(*leaving)
             free_memory(self.device)
 
+    def _is_here(self, part: Any) -> bool:
+        """Whether its weights are on the device: what is streamed counts as being elsewhere."""
+        if self.device.type == "cpu":
+            return True  # there is nowhere else, and to look for a weight takes longer than one might think
+        weight = next(part.parameters(), None)
+        return weight is not None and weight.device.type == self.device.type
+
     def _bring(self, name: str, plan: MemoryPlan) -> None:
         """A part to the device, or only its layers one by one."""
         part = self.part(name)
@@ -284,7 +291,7 @@ class Pipeline:
                 self._streamed.add(name)
         else:
             self._stop_streaming(name)
-            if _device_of(part) != self.device.type:
+            if not self._is_here(part):
                 turned = {"memory_format": torch.channels_last} if name in self.channels_last else {}
                 part.to(self.device, **turned)
         if name == "unet":
@@ -309,7 +316,7 @@ class Pipeline:
 
     def need(self, *, guided: bool, slices_attention: bool) -> Need:
         """What it needs to make pictures. Parts that were never in memory count as nothing."""
-        itemsize = torch.empty((), dtype=self.dtype).element_size()
+        itemsize = self.dtype.itemsize
         return Need.of(
             self.unet_config,
             self.vae_config,
@@ -347,9 +354,3 @@ def _stop_streaming(part: Any) -> None:
         if registry is not None:
             for name in tuple(registry.hooks):
                 registry.remove_hook(name, recurse=False)
-
-
-def _device_of(part: Any) -> str:
-    """The kind of device that its weights are on: what is streamed counts as being elsewhere."""
-    weight = next(part.parameters(), None)
-    return "cpu" if weight is None else str(weight.device.type)

@@ -75,8 +75,9 @@ class Planned(ABC):
     def choose(self, death: Death | None, unloaded: str | None) -> Iterator[Fallback]:
         """The first plan, and how it is below the full one. Raises RenderFailed for a size that cannot be."""
         self._check_size()
-        used = devices.memory_used(self.pipeline.device)
-        for rung, because in self.fitting.begin(death, unloaded):
+        rungs = list(self.fitting.begin(death, unloaded))
+        used = devices.memory_used(self.pipeline.device) if rungs else None
+        for rung, because in rungs:
             yield self._fallen(rung, because, used)
 
     @abstractmethod

@@ -74,6 +74,8 @@ class Sight:
     latents: torch.Tensor
     timestep: torch.Tensor
     predicted: torch.Tensor
+    pictures: int | None = None
+    """How many of the batch are to be seen; None is all of them."""
 
 
 class Previews:
@@ -94,7 +96,7 @@ class Previews:
 
         def watched(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             predicted = denoiser(latents, timestep)
-            self._sight = Sight(latents[:pictures], timestep, predicted[:pictures])
+            self._sight = Sight(latents, timestep, predicted, pictures)
             return predicted
 
         return watched
@@ -124,13 +126,14 @@ def expected(sight: Sight, scheduler: Any) -> torch.Tensor:
     """
     kept = _kept(scheduler, float(sight.timestep))
     alpha, sigma = math.sqrt(kept), math.sqrt(1 - kept)
+    latents, predicted = sight.latents[: sight.pictures], sight.predicted[: sight.pictures]
     match scheduler.config.prediction_type:
         case "epsilon":
-            return (sight.latents - sigma * sight.predicted) / max(alpha, 1e-3)
+            return (latents - sigma * predicted) / max(alpha, 1e-3)
         case "v_prediction":
-            return alpha * sight.latents - sigma * sight.predicted
+            return alpha * latents - sigma * predicted
         case "sample":
-            return sight.predicted
+            return predicted
     raise ValueError(scheduler.config.prediction_type)
 
 

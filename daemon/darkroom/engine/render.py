@@ -299,10 +299,11 @@ class Engine:
         """The job's LoRAs are beside the model's layers until the job ends. Raises ModelUnavailable."""
         chosen, warnings = self._loras.for_job(job)
         yield from warnings
-        adapters = Adapters(chosen, pipeline.name, pipeline.device, pipeline.dtype)
-        adapters.check(tuple(pipeline.loaders))
-        self._adapted = pipeline
-        pipeline.adapt(adapters if chosen else None)
+        if chosen:
+            adapters = Adapters(chosen, pipeline.name, pipeline.device, pipeline.dtype)
+            adapters.check(tuple(pipeline.loaders))
+            self._adapted = pipeline
+            pipeline.adapt(adapters)
 
     def _save_memory(self, pipeline: Pipeline) -> None:
         """Nothing but this model, and nothing held back for later, until the job ends."""

@@ -6,6 +6,7 @@ of diffusers' pipeline cannot, and it computes the same.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -235,7 +236,7 @@ class Rendering(Planned):
         before = sum(one.taken for one in all_passes[:number])
         begins = self._begins(batch, number)
         scheduler = make_scheduler(job.sampler, job.schedule, pipeline.scheduler_config, this.steps)
-        timesteps = list(begin_at(scheduler, this.steps - this.taken))
+        timesteps = begin_at(scheduler, this.steps - this.taken).unbind()
         aboard = self._board(len(batch))
         seeds = [*(job.seed_of(index) for index in batch), *(shot.seed for shot in aboard)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -251,14 +252,13 @@ class Rendering(Planned):
             replaying = self.replays.of(unet, self.plan, self.fitting.need, self._room)
             guided = [is_guided_in(job, this, step_of(scheduler, look)) for look in range(len(timesteps))]
             read = self.companions.texts(self.conditioning, len(batch)) if aboard else self.conditioning
-            texts = {True: read, False: replace(read, negative=None)}
             denoisers = {
                 which: self.previews.watch(
                     Denoiser(
                         pipeline,
                         replaying(guided.count(which)),
                         job,
-                        texts[which],
+                        read if which else replace(read, negative=None),
                         size,
                         len(seeds),
                         start.beside,
@@ -303,12 +303,12 @@ class Rendering(Planned):
 
     def _denoised(self, batch: list[int], latents: Any) -> None:
         """Keep them for decoding. Raises RenderFailed where they are no numbers."""
-        if not torch.isfinite(latents).all():
+        if not math.isfinite(latents.abs().amax()):
             raise RenderFailed(
                 f"The model's numbers ran out of range on {self.description}; "
                 'set [engine] dtype = "bfloat16" or "float32"'
             )
-        self.latents.update(zip(batch, latents.split(1), strict=True))
+        self.latents.update(zip(batch, latents.chunk(len(batch)), strict=True))
 
     def _begins(self, batch: list[int], number: int) -> list[Encoded]:
         """What each of the batch begins this pass with; nothing where that is noise alone."""

@@ -7,7 +7,6 @@ would change the pictures.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -87,10 +86,11 @@ def make_scheduler(sampler: str, schedule: str, trained: Mapping[str, Any], step
     """
     known = ((key, trained[key]) for key in _TRAINED if key in trained)
     hashable = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in known)
-    scheduler = copy.copy(_prepared(sampler, schedule, hashable, steps))
-    for name, value in vars(scheduler).items():
-        if isinstance(value, list):  # what it remembers of its steps; tensors it replaces, and never writes into
-            setattr(scheduler, name, value.copy())
+    prepared = _prepared(sampler, schedule, hashable, steps)
+    scheduler = object.__new__(type(prepared))
+    for name, value in vars(prepared).items():
+        # lists are what it remembers of its steps; tensors it replaces, and never writes into
+        vars(scheduler)[name] = value.copy() if isinstance(value, list) else value
     return scheduler
 
 
@@ -128,6 +128,8 @@ def _kind(sampler: str, *, beta: bool) -> Any:
 
     scheduler = _RECIPES[sampler].scheduler
     match sampler:
+        case "Euler":
+            kind = schedulers.euler(getattr(diffusers, scheduler))
         case "LMS":
             kind = schedulers.lms()
         case "DPM2" | "DPM2 a":

@@ -21,7 +21,7 @@ class Saving:
 
     def __init__(self, *, beside: bool) -> None:
         self._thread = ThreadPoolExecutor(1, "saving") if beside else None
-        self._begun: dict[int, Future[Picture]] = {}
+        self._begun: dict[int, Future[Picture] | Picture] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -42,15 +42,13 @@ class Saving:
         if self._thread is not None:
             self._begun[index] = self._thread.submit(make)
         else:
-            made: Future[Picture] = Future()
-            made.set_result(make())
-            self._begun[index] = made
+            self._begun[index] = make()
 
     def made(self, *, wait: bool = False) -> Iterator[Picture]:
         """Those that are made by now; with ``wait`` all of them."""
         while self._begun:
             index, first = next(iter(self._begun.items()))
-            if not (wait or first.done()):
+            if isinstance(first, Future) and not (wait or first.done()):
                 return
             del self._begun[index]
-            yield first.result()
+            yield first.result() if isinstance(first, Future) else first

@@ -15,6 +15,26 @@ import numpy.typing as npt
 import torch
 
 
+def euler(kind: Any) -> Any:
+    """diffusers' Euler without the noise that it can add in each step, and is not asked for: to see that takes half of
+    a step's time."""
+
+    class Euler(kind):  # type: ignore[misc]
+        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+            """x + (σ₊ − σ)·(x − x̂₀)/σ in diffusers' order, to the bit."""
+            if self.config.prediction_type != "epsilon" or return_dict:
+                return super().step(model_output, timestep, sample, return_dict=return_dict)
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            sigma, following = self.sigmas[self.step_index], self.sigmas[self.step_index + 1]
+            clean = sample - sigma * model_output
+            self._step_index += 1
+            return (sample + (sample - clean) / sigma * (following - sigma),)
+
+    Euler.__name__ = kind.__name__
+    return Euler
+
+
 def lms() -> Any:
     """diffusers' LMS without scipy, which it needs for one integral of a polynomial."""
     from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler

@@ -21,6 +21,8 @@ from darkroom.engine import cache
 from darkroom.engine.host import oom_kills
 from darkroom.engine.memory import MemoryPlan, Phase
 
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
 _FORGOTTEN_S = 7 * 24 * 3600.0
 
 _ROOM = 1024
@@ -47,14 +49,14 @@ class UnderWay:
         self._folder = folder / "under-way"
         self._kills = kills
         self._content: dict[str, Any] = {}
-        self._file: Path | None = None
+        self._file: str | None = None
         self._note: int | None = None
         self._forget_old()
 
     def begin(self, job: str) -> Death | None:
         """A job begins. Returns how it went before, if its process died of it."""
         self.end()
-        self._file = self._folder / f"{hashlib.sha256(job.encode()).hexdigest()[:16]}.json"
+        self._file = f"{self._folder}/{hashlib.sha256(job.encode()).hexdigest()[:16]}.json"
         found = cache.read(self._file)
         death = self._death(found) if found.get("job") == job else None
         self._content = {
@@ -66,8 +68,11 @@ class UnderWay:
             "phase": None,
         }
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._note = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                self._note = os.open(self._file, _ANEW, 0o644)
+            except FileNotFoundError:
+                self._folder.mkdir(parents=True)
+                self._note = os.open(self._file, _ANEW, 0o644)
             self._write()
         return death
 

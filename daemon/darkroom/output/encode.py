@@ -27,6 +27,7 @@ from darkroom.output.infotext import NO_HASHES, infotext
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _SOFTWARE = f"darkroom {__version__}"
 XMP_NAMESPACE = "urn:darkroom:1.0/"
+_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one each time
 _JPEG_SEGMENT = 65_533 - len("http://ns.adobe.com/xap/1.0/\0")
 
 
@@ -48,7 +49,7 @@ def encode(
     if image.mode != "RGB":
         image = image.convert("RGB")
     text = infotext(job, seed=seed, model_hash=model_hash, lora_hashes=lora_hashes)
-    own = json.dumps(job.recipe() | {"seed": seed, "count": 1}, ensure_ascii=False)
+    own = _json(job.recipe() | {"seed": seed, "count": 1})
     if job.output_format == "png":
         from darkroom.output.png import png  # brings numpy, which whoever reads recipes can do without
 

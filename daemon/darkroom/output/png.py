@@ -71,7 +71,7 @@ def _filtered(pixels: Bytes) -> Bytes:
     known[1:, _CHANNELS:] = pixels
     lines = np.empty((height, width + 1), np.uint8)
     lines[:, 0] = _PAETH
-    block = max(1, _BLOCK // width)
+    block = min(height, max(1, _BLOCK // width))
     scratch = np.empty((4, block, width), np.uint8)
     truths = np.empty((4, block, width), np.bool_)
     for begin in range(0, height, block):
