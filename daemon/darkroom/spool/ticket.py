@@ -130,6 +130,13 @@ class Attempt(BaseModel):
     ended: Literal["engine-died", "engine-stalled"] | None = None
 
 
+@cache
+def _begun() -> tuple[Attempt, bytes]:
+    """One that begins, and its file."""
+    attempt = Attempt(boot_id=boot_id())
+    return attempt, attempt.model_dump_json().encode()
+
+
 def _cut(value: Any) -> Any:
     return f"{value[:MOST_TEXT]}…" if isinstance(value, str) and len(value) > MOST_TEXT else value
 
@@ -265,8 +272,8 @@ class Ticket:
         The name is what counts and is durable; the content need not be.
         """
         number = len(self._known_attempts()) + 1
-        attempt = Attempt(boot_id=boot_id())
-        self.disk.write(self._attempt(number), attempt.model_dump_json().encode(), sync=False)
+        attempt, content = _begun()
+        self.disk.write(self._attempt(number), content, sync=False)
         self.disk.sync_folder(self.place)
         self._known_attempts()[number] = attempt
         return number
