@@ -49,7 +49,7 @@ def show_logs(name: str | None, config_file: Path | None, root: Path | None, *, 
 def _find(spool: Spool, name: str | None, follow: bool) -> Path:
     """The job's folder. With ``follow`` a job that waits is waited for."""
     if name is None:
-        return _latest(spool)
+        return _latest(spool, follow)
     while True:
         folder = _known(spool, name)
         if folder is not None:

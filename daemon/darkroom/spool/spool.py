@@ -21,28 +21,14 @@ from darkroom.spool.lock import Lock
 from darkroom.spool.names import (
     JOBS_OF_FOLDERS,
     KINDS,
-    free_number,
     is_picture,
     new_id,
     published_name,
     request_name,
 )
+from darkroom.spool.retiring import Retiring
 from darkroom.spool.split import Plan, settle, split
-from darkroom.spool.ticket import (
-    ATTEMPT,
-    CANCEL,
-    ERROR,
-    LOG,
-    ORIGIN,
-    PLAN,
-    PREVIEW,
-    PROGRESS,
-    RESULT,
-    RETRY,
-    STATE,
-    Origin,
-    Ticket,
-)
+from darkroom.spool.ticket import ORIGIN, Origin, Ticket
 
 if TYPE_CHECKING:
     from darkroom.spool.verdict import Verdict
@@ -51,8 +37,6 @@ PAUSE = "PAUSE"
 PROBE = ".darkroom-probe"
 MOST_WORDS = 1000
 """So many bytes of a PAUSE file are read."""
-MOST_GROUPS = 1000
-"""How many folders of results are remembered as durable."""
 
 
 class Spool:
@@ -70,8 +54,7 @@ class Spool:
         self.disk = disk or Disk()
         self._lock = Lock(self.working, self.disk)
         self._inbox_identity: tuple[int, int] | None = None
-        self._moved: dict[str, str] = {}
-        self._groups: set[str] = set()
+        self._retiring = Retiring(self._working, str(self.done), str(self.failed), self.disk)
 
     # Start and end
 
@@ -316,7 +299,7 @@ class Spool:
                 continue
             verdict = written_verdict(folder)
             if verdict is not None:
-                published(self._retire(str(folder), verdict), verdict)
+                published(self._retiring.retire(str(folder), verdict), verdict)
                 continue
             settle(str(folder), self.inbox, self.disk)
             ticket = Ticket.load(folder, self.disk)
@@ -341,95 +324,10 @@ class Spool:
         May be called again after StorageTrouble: it goes on where it was.
         """
         ticket.write_log()
-        return self._retire(ticket.place, verdict)
-
-    def _retire(self, folder: str, verdict: Verdict) -> Path:
-        if folder in self._moved:
-            return self._settle(folder)
-        base = self.done if verdict.error is None else self.failed
-        self.disk.sync_file(f"{folder}/{LOG}")
-        if not os.path.isdir(base):  # somebody cleaned up more than was in it
-            self._groups.clear()
-            self.disk.mkdir(base)
-            self.disk.sync_folder(base.parent)  # kept: or what is published next is in a folder that a power cut takes
-        tried = 0
-        while True:
-            tried = self._free_number(base, verdict.result.name, tried + 1)
-            name = _numbered(verdict.result.name, tried)
-            target = self._target(base, name)
-            self._write_verdict(folder, verdict, name)
-            try:
-                self.disk.rename(folder, target)
-            except OSError as error:
-                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
-                    continue  # somebody else was quicker
-                raise
-            self._moved[folder] = target
-            self.disk.let_go(folder)
-            return self._settle(folder)
-
-    def _free_number(self, base: Path, name: str, low: int) -> int:
-        """A number from ``low`` on that no result of that name has."""
-        return free_number(lambda number: os.path.lexists(self._target(base, _numbered(name, number))), low)
-
-    def _settle(self, folder: str) -> Path:
-        """Make the rename that published a job durable."""
-        target = self._moved[folder]
-        self.disk.sync_folder(target.rpartition("/")[0])
-        self.disk.sync_folder(self._working)
-        del self._moved[folder]
-        return Path(target)
-
-    def _target(self, base: Path, name: str) -> str:
-        """Where a result goes; the folder of its group is made. A group never lies inside somebody's result."""
-        *groups, leaf = name.split("/")
-        parent = str(base)
-        for group in groups:
-            number = 1
-            while _is_result(candidate := f"{parent}/{group}" if number == 1 else f"{parent}/{group}~{number}"):
-                number += 1
-            if not os.path.isdir(candidate):
-                self.disk.mkdir(candidate)
-                self._groups.discard(candidate)
-            if candidate not in self._groups:  # made now, or by an earlier daemon that did not live to sync it
-                self.disk.sync_folder(parent)
-                if len(self._groups) >= MOST_GROUPS:
-                    self._groups.clear()
-                self._groups.add(candidate)
-            parent = candidate
-        return f"{parent}/{leaf}"
-
-    def _write_verdict(self, folder: str, verdict: Verdict, name: str) -> None:
-        """error.json first: result.json is what says that the verdict is complete.
-
-        Changes to one folder become durable in their order, so one fsync serves the rename and the removals after it.
-        """
-        from darkroom.spool.verdict import as_json  # brings the types of jobs
-
-        if verdict.retry is not None:
-            self.disk.replace(f"{folder}/{RETRY}", verdict.retry)
-        if verdict.error is not None:
-            self.disk.replace(f"{folder}/{ERROR}", as_json(verdict.error))
-        result = verdict.result if name == verdict.result.name else verdict.result.model_copy(update={"name": name})
-        self.disk.replace(f"{folder}/{RESULT}", as_json(result))
-        for file in os.listdir(folder):
-            if file in _PRIVATE or file.startswith((ATTEMPT, ".")):
-                self.disk.unlink(f"{folder}/{file}")
-        self.disk.sync_folder(folder)
-
-
-_PRIVATE = frozenset({ORIGIN, STATE, PROGRESS, PREVIEW, CANCEL, PLAN})
+        return self._retiring.retire(ticket.place, verdict)
 
 
 def request_in(folder: Path) -> str | None:
     """The path of what was dropped; None where it has not come yet."""
     paths = (f"{folder}/request{kind}" for kind in KINDS)
     return next((path for path in paths if os.path.lexists(path)), None)
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}~{number}"
-
-
-def _is_result(folder: str) -> bool:
-    return os.path.lexists(f"{folder}/{RESULT}") or (os.path.lexists(folder) and not os.path.isdir(folder))
