@@ -620,7 +620,7 @@ def test_an_engine_is_silent_only_as_long_as_it_is_listened_to(
         def said(self) -> None:
             return None
 
-        def send(self, message: Any) -> None:
+        def give(self, work: Any) -> None:
             pass
 
         def receive(self, timeout: float) -> Any:
@@ -635,7 +635,7 @@ def test_an_engine_is_silent_only_as_long_as_it_is_listened_to(
     executor = LocalExecutor(darkroom.config)
     executor._child = Child()  # type: ignore[assignment]
     events = []
-    for event in executor.run(Job.model_construct(model="any")):
+    for event in executor.run(Job.model_construct(model="any", width=64, height=64)):
         events.append(event)
         now += 100 * darkroom.config.engine.stall_s  # such as a full disk, waited out
     assert events == [Alive(), Alive(), picture, Alive(), Alive()]
