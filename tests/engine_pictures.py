@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from darkroom.engine.host import Bound
-from darkroom.engine.learned import Learned
+from darkroom.engine.memory.host import Bound
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.underway import UnderWay
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Rendering
-from darkroom.engine.underway import UnderWay
 from darkroom.events import Event
 from darkroom.job import Hires, Job
 from darkroom.sampling import SAMPLERS

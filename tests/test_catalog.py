@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from darkroom.catalog import BUNDLED, Catalog, Model
 from darkroom.config import ModelEntry, Models
 from darkroom.errors import ModelUnavailable
+from darkroom.models.catalog import BUNDLED, Catalog, Model
 
 
 def put(folder: Path, **files: Any) -> Path:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
-from darkroom.cells import refuse
 from darkroom.errors import Cancelled, EngineDied, JobError, ModelUnavailable, OutOfMemory, RenderFailed
 from darkroom.events import Event, Step
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.work.cells import refuse
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 2, "width": 64, "height": 64, "seed": 7}
 SCALES = SMALL | {"matrix": {"guidance_scale": [1, 2, 3, 4]}}

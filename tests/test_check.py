@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.check import check_job, preflight
+from darkroom.models.catalog import Catalog
 
 
 def test_a_house_in_order_has_nothing_to_mend(darkroom: Darkroom) -> None:

@@ -23,11 +23,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import Darkroom
-from darkroom.catalog import BASE_ALONE, BUNDLED
 from darkroom.cli import app
 from darkroom.cli.submit import _is_under_way
 from darkroom.errors import UsageError
 from darkroom.executors import LocalExecutor
+from darkroom.models.catalog import BASE_ALONE, BUNDLED
 from test_loop import Running, until
 
 

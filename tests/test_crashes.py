@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import EngineDied
 from darkroom.events import Event, Fallback, Step
 from darkroom.executors import FakeExecutor
 from darkroom.intake import Waker
 from darkroom.job import IMAGE_FIELDS, NO_IMAGES, Images, Job, is_entry_file, parse, resolve
+from darkroom.models.catalog import Catalog
 from darkroom.output import encode
 from darkroom.spool import PAUSE, Call, Disk
 from disk_model import files_in

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import InvalidRequest
 from darkroom.job import Job, parse, resolve
+from darkroom.models.catalog import Catalog
 from darkroom.output import infotext, read_infotext, recipe
 
 
@@ -279,7 +279,7 @@ def test_the_library_is_not_loaded_where_nobody_asks_for_it() -> None:
     import sys
 
     code = (
-        "import sys, json; from darkroom.config import Config; from darkroom.catalog import Catalog\n"
+        "import sys, json; from darkroom.config import Config; from darkroom.models.catalog import Catalog\n"
         "from darkroom.job import parse, resolve\n"
         "c = Config(); resolve(parse(b'{\"prompt\": \"{a|b}\"}'), c, Catalog(c.models), 'x')\n"
         "print([name for name in ('dynamicprompts', 'pyparsing', 'jinja2') if name in sys.modules])"

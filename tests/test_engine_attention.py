@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine import attention, choosing
 from darkroom.engine.attention import TiledAttention, attend
 from darkroom.engine.loading import open_model
+from darkroom.models.catalog import Catalog
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ from darkroom.engine.models import Models
 from darkroom.engine.render import Engine
 from darkroom.errors import ModelUnavailable
 from darkroom.executors import LocalExecutor
+from darkroom.models.weights import family_of, read_header
 from darkroom.output.infotext import read_infotext
-from darkroom.weights import family_of, read_header
 from engine_checkpoints import save_checkpoint, vae
 from engine_models import make_job, pictures, render
 from test_engine_render import pixels

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.catalog import BUNDLED, Catalog
 from darkroom.config import Config, EngineSettings
 from darkroom.engine import choosing, loading
 from darkroom.engine import pipeline as engine_pipeline
 from darkroom.engine.choosing import Workload, choose_dtype, lays_channels_last, tiles_attention
-from darkroom.engine.diffusion import decode, encode_picture
 from darkroom.engine.loading import open_model
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
+from darkroom.engine.sampling.diffusion import decode, encode_picture
+from darkroom.models.catalog import BUNDLED, Catalog
 from engine_models import make_config, make_job, pictures, render
 from engine_pictures import pixels
 

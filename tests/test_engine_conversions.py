@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from darkroom.engine.conversions import Conversions
+from darkroom.engine.openvino.conversions import Conversions
 
 
 def files(**contents: str) -> Callable[[Path], None]:
@@ -120,7 +120,7 @@ def test_one_that_is_killed_while_it_is_made_was_never_there(tmp_path: Path) -> 
     code = f"""
 import os, signal
 from pathlib import Path
-from darkroom.engine.conversions import Conversions
+from darkroom.engine.openvino.conversions import Conversions
 
 def make(folder):
     (folder / "model").write_text("half")

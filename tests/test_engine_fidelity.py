@@ -16,7 +16,7 @@ from PIL import Image
 from darkroom.config import Config
 from darkroom.engine.prompt import encode
 from darkroom.engine.render import Engine
-from darkroom.engine.samplers import make_scheduler
+from darkroom.engine.sampling.samplers import make_scheduler
 from darkroom.errors import Stopped
 from darkroom.events import Event, Fallback
 from darkroom.job import Hires, Job

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from darkroom.engine.fitting import Fitting
-from darkroom.engine.learned import CLEARLY_MORE, FILE, RETRY_S, Learned
-from darkroom.engine.memory import Ladder, MemoryPlan
-from darkroom.engine.need import Need
-from darkroom.engine.underway import Death
+from darkroom.engine.memory.fitting import Fitting
+from darkroom.engine.memory.learned import CLEARLY_MORE, FILE, RETRY_S, Learned
+from darkroom.engine.memory.need import Need
+from darkroom.engine.memory.plan import Ladder, MemoryPlan
+from darkroom.engine.memory.underway import Death
 
 MIB = 1 << 20
 NEED = Need(

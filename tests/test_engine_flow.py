@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.check import preflight
 from darkroom.cli.models import gather
 from darkroom.config import Config
@@ -25,8 +24,9 @@ from darkroom.engine.render import Engine
 from darkroom.errors import InvalidRequest, ModelUnavailable, OutOfMemory, RenderFailed, Stopped
 from darkroom.events import Event, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import LocalExecutor
-from darkroom.families import FLOWS
 from darkroom.job import Hires, Job, LoraUse, misfits, parse_fields, resolve
+from darkroom.models.catalog import Catalog
+from darkroom.models.families import FLOWS
 from engine_checkpoints import save_checkpoint
 from engine_flows import save_tiny_flow
 from engine_models import fallbacks, kinds, make_config, pictures, render, steps, warned

@@ -16,16 +16,16 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darkroom.catalog import BUNDLED
 from darkroom.config import Config, EngineSettings
 from darkroom.engine import device as devices
-from darkroom.engine import graphs as engine_graphs
-from darkroom.engine.graphs import Graphs, OnCuda, Replays
-from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.memory.plan import MemoryPlan
 from darkroom.engine.render import Engine
+from darkroom.engine.sampling import graphs as engine_graphs
+from darkroom.engine.sampling.graphs import Graphs, OnCuda, Replays
 from darkroom.errors import EngineDied
 from darkroom.events import Event
 from darkroom.job import Hires
+from darkroom.models.catalog import BUNDLED
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
 
 pytest_plugins = ("engine_fixtures",)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.engine.host import Bound, free_bytes, oom_kills, used_bytes
+from darkroom.engine.memory.host import Bound, free_bytes, oom_kills, used_bytes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells, and bounds")
 
@@ -110,7 +110,7 @@ def test_this_machine_tells() -> None:
 def test_a_bound_lets_an_allocation_fail_and_is_lifted_again() -> None:
     code = """
 import json, torch
-from darkroom.engine.host import Bound, RESERVE, free_bytes
+from darkroom.engine.memory.host import Bound, RESERVE, free_bytes
 bound = Bound()
 free = free_bytes()
 room = bound.draw()
@@ -142,7 +142,7 @@ def test_a_limit_that_the_process_was_started_with_is_kept(tmp_path: Path) -> No
 
     code = """
 import resource
-from darkroom.engine.host import Bound, free_bytes
+from darkroom.engine.memory.host import Bound, free_bytes
 free = free_bytes()
 bound = Bound()
 bound.draw()
@@ -163,7 +163,7 @@ print(free, resource.getrlimit(resource.RLIMIT_DATA)[0])
 def test_a_bound_that_code_filled_or_had_no_room_for_is_told_and_the_next_one_is_wider() -> None:
     code = """
 import json, mmap, resource
-from darkroom.engine.host import Bound, code_bytes
+from darkroom.engine.memory.host import Bound, code_bytes
 
 bound, kept, said = Bound(), [], []
 said.append(bound.too_narrow(for_code=True))  # there is none

@@ -15,18 +15,18 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config
-from darkroom.engine.beginning import pixels_of
-from darkroom.engine.host import Bound
-from darkroom.engine.learned import Learned
+from darkroom.engine.memory.host import Bound
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.underway import UnderWay
 from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Rendering
-from darkroom.engine.underway import UnderWay
+from darkroom.engine.sampling.beginning import pixels_of
 from darkroom.errors import InvalidRequest, ModelUnavailable, RenderFailed
 from darkroom.events import Event, Fallback, Picture, Step
 from darkroom.job import Given, Hires, Job, parse, resolve
 from darkroom.job.passes import Pass, final_size, passes
+from darkroom.models.catalog import Catalog
 from darkroom.sampling import SAMPLERS
 from engine_models import make_config, make_job, pictures, render, steps, warned
 from engine_pictures import (

@@ -12,7 +12,7 @@ from typing import Any
 CODE = """
 import json, sys
 from darkroom.config import Config
-from darkroom.catalog import Catalog
+from darkroom.models.catalog import Catalog
 from darkroom.job import parse, resolve
 from darkroom.events import Picture
 from darkroom.engine.render import Engine
@@ -53,8 +53,8 @@ def test_statistics_that_are_installed_are_not_imported_and_can_be_afterwards(tm
         "import sys\n"
         "from darkroom.engine.imports import import_libraries\n"
         "import_libraries()\n"
-        "from darkroom.engine.samplers import make_scheduler\n"
-        "from darkroom.engine.schedulers import lms\n"
+        "from darkroom.engine.sampling.samplers import make_scheduler\n"
+        "from darkroom.engine.sampling.schedulers import lms\n"
         "make_scheduler('LMS', 'karras', {}, 4), make_scheduler('Euler', 'beta', {}, 4)\n"
         "assert 'scipy' not in sys.modules\n"
         "import scipy\n"

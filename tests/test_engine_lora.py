@@ -17,8 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import Conv2d, Linear
 
-from darkroom.catalog import BUNDLED as SEEDLING
-from darkroom.catalog import Catalog
 from darkroom.config import Config, Models
 from darkroom.engine import lora as engine_lora
 from darkroom.engine.lora import Adapters, LoraCache
@@ -28,8 +26,10 @@ from darkroom.engine.render import Engine
 from darkroom.errors import ModelUnavailable, RenderFailed, Stopped
 from darkroom.events import Picture, Step
 from darkroom.job import Job, parse, resolve
-from darkroom.lora_keys import compvis_name
-from darkroom.loras import BUNDLED, Lora
+from darkroom.models.catalog import BUNDLED as SEEDLING
+from darkroom.models.catalog import Catalog
+from darkroom.models.lora_keys import compvis_name
+from darkroom.models.loras import BUNDLED, Lora
 from darkroom.output import recipe
 from engine_models import fallbacks, make_job, pictures, render, save_tiny, warned
 from test_engine_render import with_plan

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.catalog import BUNDLED
-from darkroom.engine.memory import Ladder, MemoryPlan, Rung, between, foot, step_down
-from darkroom.engine.need import Need, first_plan, largest_size
+from darkroom.engine.memory.need import Need, first_plan, largest_size
+from darkroom.engine.memory.plan import Ladder, MemoryPlan, Rung, between, foot, step_down
+from darkroom.models.catalog import BUNDLED
 
 sides = st.integers(8, 256).map(lambda eighths: eighths * 8)
 plans = st.builds(

@@ -20,17 +20,17 @@ import torch
 from PIL import Image
 
 from conftest import Darkroom
-from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
 from darkroom.config import Config
 from darkroom.engine import render as rendered
-from darkroom.engine import served
-from darkroom.engine.diffusion import decode
+from darkroom.engine.openvino import served
+from darkroom.engine.openvino.served import Served, ServedDecoder
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
-from darkroom.engine.served import Served, ServedDecoder
+from darkroom.engine.sampling.diffusion import decode
 from darkroom.events import Event, Fallback, Loaded
 from darkroom.job import Hires
+from darkroom.models.catalog import BUNDLED as SEEDLING
 from engine_flows import save_tiny_flow
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
 
@@ -413,7 +413,8 @@ def test_a_model_that_is_converted_is_preloaded_and_one_that_is_not_is_left_to_i
 def test_its_makers_are_not_told(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from darkroom.engine.quantizing import quantizer; from darkroom.engine.served import library\n"
+        "from darkroom.engine.openvino.quantizing import quantizer\n"
+        "from darkroom.engine.openvino.served import library\n"
         f"{'quantizer' if find_spec('nncf') else 'library'}()\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
     )
@@ -432,7 +433,7 @@ def test_a_process_still_handles_signals_when_two_networks_were_let_go_in_any_or
     code = f"""
 import os, signal
 from pathlib import Path
-from darkroom.engine.served import ServedDecoder, ServedUnet
+from darkroom.engine.openvino.served import ServedDecoder, ServedUnet
 config = {{"in_channels": 4}}
 for kinds in ((ServedUnet, ServedDecoder), (ServedDecoder, ServedUnet)):
     files = {{ServedUnet: Path({str(unet)!r}, "unet.xml"), ServedDecoder: Path({str(decoder)!r}, "decoder.xml")}}

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.config import Config, ModelEntry
 from darkroom.engine.render import Engine
 from darkroom.errors import ModelUnavailable
 from darkroom.events import Finished, Loaded, Picture
 from darkroom.executors import LocalExecutor
 from darkroom.job import parse_fields, resolve
+from darkroom.models.catalog import Catalog
 from engine_models import fallbacks, make_config, make_job, pictures, render
 from test_engine_render import no_memory
 

@@ -17,7 +17,7 @@ from darkroom.config import Config
 from darkroom.engine import preview
 from darkroom.engine.preview import Previews, Sight, colors_of, expected, pixels
 from darkroom.engine.render import Engine
-from darkroom.engine.samplers import make_scheduler
+from darkroom.engine.sampling.samplers import make_scheduler
 from darkroom.events import Picture, Preview
 from darkroom.sampling import SAMPLERS
 from engine_models import make_job, render

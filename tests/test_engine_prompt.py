@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from darkroom.catalog import BUNDLED
 from darkroom.config import Config
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import emphasise, encode, split
 from darkroom.engine.render import Engine
 from darkroom.errors import RenderFailed
+from darkroom.models.catalog import BUNDLED
 from engine_models import make_config, make_job, make_tokenizer, pictures, render
 
 pytest_plugins = ("engine_fixtures",)

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
-from darkroom.catalog import BUNDLED as SEEDLING
 from darkroom.check import preflight
-from darkroom.engine import host, openvino, quantizing
+from darkroom.engine.memory import host
+from darkroom.engine.openvino import convert as openvino
+from darkroom.engine.openvino import quantizing
 from darkroom.engine.render import Engine
 from darkroom.events import Alive, Event, Loaded
+from darkroom.models.catalog import BUNDLED as SEEDLING
 from engine_models import make_config, make_job, pictures, render, save_tiny, warned
 
 for package in ("openvino", "nncf"):  # which brings a thousand modules: not imported before a test wants it

@@ -18,12 +18,12 @@ from PIL import Image
 from darkroom.config import Config
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
-from darkroom.engine.host import Bound
-from darkroom.engine.learned import Learned
+from darkroom.engine.memory.host import Bound
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.underway import UnderWay
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Rendering
-from darkroom.engine.underway import UnderWay
 from darkroom.errors import ModelUnavailable, OutOfMemory, RenderFailed, Stopped
 from darkroom.events import Ending, Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import Job

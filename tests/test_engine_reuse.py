@@ -13,10 +13,10 @@ import torch
 from torch.nn import Conv2d, Linear, Module
 
 from darkroom.config import Config
-from darkroom.engine.diffusion import Denoiser
 from darkroom.engine.prompt import encode
 from darkroom.engine.render import Engine
-from darkroom.engine.reuse import FeatureReuse
+from darkroom.engine.sampling.diffusion import Denoiser
+from darkroom.engine.sampling.reuse import FeatureReuse
 from darkroom.errors import Stopped
 from darkroom.events import Step
 from darkroom.job import Hires

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.catalog import BUNDLED
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from darkroom.engine.safety import FakeChecker, blurred, censored
 from darkroom.errors import ModelUnavailable, RenderFailed
 from darkroom.events import Event, Picture
+from darkroom.models.catalog import BUNDLED
 from engine_models import make_job, pictures, render, warned
 
 pytest_plugins = ["engine_fixtures"]
@@ -212,7 +212,7 @@ def test_the_checker_is_let_go_with_the_other_parts(tmp_path: Path, guarded: Pat
     assert "safety_checker" in pipeline.loaded and pipeline.size > sum(
         size for name, size in pipeline.sizes.items() if name != "safety_checker"
     )
-    from darkroom.engine.memory import MemoryPlan
+    from darkroom.engine.memory.plan import MemoryPlan
 
     plan = replace(MemoryPlan(batch=1, width=64, height=64, steps=2, smallest_side=64), weights="parts")
     with pipeline.at_work(plan, "safety_checker"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from darkroom.engine.samplers import add_noise, advance, begin_at, make_scheduler, step_arguments
+from darkroom.engine.sampling.samplers import add_noise, advance, begin_at, make_scheduler, step_arguments
 from darkroom.errors import RenderFailed
 from darkroom.sampling import SAMPLERS, find_schedule
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from darkroom.errors import InvalidRequest, ModelUnavailable
 from darkroom.job import Hires, parse_fields, resolve
+from darkroom.models.catalog import Catalog
 from darkroom.output import recipe
 from engine_models import make_job, pictures, render
 from engine_pictures import make_kind, pixels, with_plan

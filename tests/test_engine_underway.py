@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.engine.memory import MemoryPlan
-from darkroom.engine.underway import Death, UnderWay
+from darkroom.engine.memory.plan import MemoryPlan
+from darkroom.engine.memory.underway import Death, UnderWay
 
 PLAN = MemoryPlan(2, 512, 512, 20, vae="sliced")
 

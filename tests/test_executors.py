@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.errors import DeviceGone, EngineDied, EngineStalled, OutOfMemory, RenderFailed
 from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import Job, parse_fields, resolve
+from darkroom.models.catalog import Catalog
 
 
 def job_of(darkroom: Darkroom, **fields: object) -> Job:

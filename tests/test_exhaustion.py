@@ -34,7 +34,7 @@ ENVIRONMENT = os.environ | {
 PREPARED = """
 import gc, json, resource, sys
 from pathlib import Path
-from darkroom.catalog import BUNDLED
+from darkroom.models.catalog import BUNDLED
 from darkroom.engine.render import Engine
 from darkroom.errors import OutOfMemory
 from engine_models import make_config, make_job, fallbacks, pictures, render
@@ -194,8 +194,8 @@ print(json.dumps(brief(hogged(job, 400 << 20))))
 def test_what_a_plan_is_thought_to_need_is_within_a_factor_of_two_of_what_it_takes(tmp_path: Path, dtype: str) -> None:
     script = """
 import torch
-from darkroom.engine.host import give_back
-from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.memory.host import give_back
+from darkroom.engine.memory.plan import MemoryPlan
 
 def status(field):
     line = next(line for line in open("/proc/self/status") if line.startswith(field + ":"))

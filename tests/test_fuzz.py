@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.dropped import read
 from darkroom.errors import InvalidRequest
 from darkroom.job import JobList, Request, resolve
+from darkroom.models.catalog import Catalog
 
 MANY = int(os.environ.get("DARKROOM_TEST_FUZZ", "4000"))
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.catalog import BUNDLED
 from darkroom.config import EngineSettings
 from darkroom.engine import choosing, loading
 from darkroom.engine.choosing import Part, Workload, channels_last_gain, lays_channels_last
 from darkroom.engine.render import Engine
+from darkroom.models.catalog import BUNDLED
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
 from engine_pictures import pixels
 from test_engine_render import with_plan

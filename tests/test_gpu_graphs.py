@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.catalog import BUNDLED
-from darkroom.engine.graphs import Graphs, Look, OnCuda, Recording
 from darkroom.engine.render import Engine
+from darkroom.engine.sampling.graphs import Graphs, Look, OnCuda, Recording
+from darkroom.models.catalog import BUNDLED
 from engine_models import fallbacks, make_config, make_job, pictures, render, warned
 from engine_pictures import pixels
 

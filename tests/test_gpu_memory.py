@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.catalog import BUNDLED
 from darkroom.engine.render import Engine
 from darkroom.errors import OutOfMemory
+from darkroom.models.catalog import BUNDLED
 from engine_models import fallbacks, make_config, make_job, pictures, render
 from test_engine_render import with_plan
 

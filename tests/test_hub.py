@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Darkroom
-from darkroom.catalog import BUNDLED
-from darkroom.hub import choose
+from darkroom.models.catalog import BUNDLED
+from darkroom.models.hub import choose
 from hub_stand_in import Hub, serving
 
 NAME = "somebody/seedling"

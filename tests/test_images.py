@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from darkroom import images
-from darkroom.images import BadPicture, Truncated
+from darkroom.inputs import images
+from darkroom.inputs.images import BadPicture, Truncated
 
 ROOM = {"max_bytes": 1 << 20, "max_pixels": 1 << 20}
 

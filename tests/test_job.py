@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits, Models
 from darkroom.errors import FieldError, InvalidRequest, Unfinished
 from darkroom.job import Given, Job, Request, Result, lone_faults, parse, parse_fields, placed, resolve
 from darkroom.job.aliases import ALIASES, DO_NOTHING
+from darkroom.models.catalog import Catalog
 
 A1111 = Path(__file__).parent / "data" / "a1111-txt2img.json"
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from darkroom.catalog import Catalog
 from darkroom.check import preflight
 from darkroom.config import Config, Models
 from darkroom.errors import FieldError, InvalidRequest, ModelUnavailable
 from darkroom.job import Job, parse, resolve
-from darkroom.lora_keys import Foreign, Key, compvis_name, parse_key, parse_keys
-from darkroom.loras import BUNDLED, Loras
+from darkroom.models.catalog import Catalog
+from darkroom.models.lora_keys import Foreign, Key, compvis_name, parse_key, parse_keys
+from darkroom.models.loras import BUNDLED, Loras
 
 ATTENTION = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 

@@ -21,11 +21,11 @@ from conftest import Darkroom
 from darkroom.config import MetricsSettings
 from darkroom.events import Fallback
 from darkroom.executors import LocalExecutor
-from darkroom.exporter import Exporter
 from darkroom.health import Health, Recent
 from darkroom.loop import Loop
-from darkroom.metrics import MOST_MODELS, OTHER, Metrics
 from darkroom.spool import Disk
+from darkroom.viewers.exporter import Exporter
+from darkroom.viewers.metrics import MOST_MODELS, OTHER, Metrics
 from test_loop import Running, until
 
 MONITORING = Path(__file__).parents[1] / "docs" / "monitoring"
@@ -131,7 +131,7 @@ def test_a_loop_that_does_not_come_by_is_not_healthy(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_and_tried_again_while_jobs_are_done(
     darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.exporter.EVERY_S", 0.1)
+    monkeypatch.setattr("darkroom.viewers.exporter.EVERY_S", 0.1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Darkroom
-from darkroom.catalog import BUNDLED
 from darkroom.config import load
 from darkroom.intake import Intake, Needs
 from darkroom.intake.order import MOST_FOLDERS, URGENT, Order
+from darkroom.models.catalog import BUNDLED
 from darkroom.spool import Arrival, Fingerprint, is_urgent
 
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from darkroom import __version__
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.job import Hires, Job, parse, resolve
 from darkroom.job.types import MAX_SEED
+from darkroom.models.catalog import Catalog
 from darkroom.output import encode, extension, infotext, read_size, recipe
 
 FORMATS = ["png", "jpeg", "webp"]

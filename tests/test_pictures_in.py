@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from conftest import Darkroom
-from darkroom.catalog import Catalog
 from darkroom.cli.embed import in_job_folder
 from darkroom.config import Config
 from darkroom.errors import RenderFailed
 from darkroom.events import Event
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve
+from darkroom.models.catalog import Catalog
 from darkroom.output import encode
 from darkroom.reading import Reader
 from darkroom.spool import Call, Disk

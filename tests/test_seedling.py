@@ -17,7 +17,7 @@ from tools.seedling.grammar import COLORS, FRAMES, HELD_OUT, PATTERNS, SCENES, S
 from tools.seedling.picture import Background, Group, Pair, Plan, Scene, Single, Thing, combinations
 from tools.seedling.unet import stratified_timesteps, timestep_bounds
 
-from darkroom.catalog import BUNDLED
+from darkroom.models.catalog import BUNDLED
 
 # diffusers' DPM++ scheduler reads a tensor as NumPy 1 did.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

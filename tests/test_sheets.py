@@ -18,8 +18,8 @@ from darkroom.events import Event, Picture, Preview, Step
 from darkroom.executors import FakeExecutor
 from darkroom.job import NO_IMAGES, Images, Job
 from darkroom.output import thumbnail, thumbnail_of
-from darkroom.pace import Pace
 from darkroom.spool import Call, Disk
+from darkroom.work.pace import Pace
 
 PREVIEW = b"\xff\xd8 a preview"
 

@@ -14,8 +14,8 @@ from conftest import Darkroom
 from darkroom.config import Folders
 from darkroom.errors import ConfigError, SpoolInUse
 from darkroom.job import ErrorReport
-from darkroom.record import Record
 from darkroom.spool import Arrival, Call, Disk, Oddity, Spool, Ticket, Verdict
+from darkroom.work.record import Record
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from conftest import Darkroom
-from darkroom import telling
 from darkroom.config import Notify
 from darkroom.loop import Loop
 from darkroom.spool import Call, Disk
-from darkroom.telling import MOST_WAITING, Courier, Notice, Teller
+from darkroom.viewers import notify as telling
+from darkroom.viewers.notify import MOST_WAITING, Courier, Notice, Teller
 from test_loop import Running, until
 
 

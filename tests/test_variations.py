@@ -14,14 +14,14 @@ from PIL import Image
 
 import darkroom as package
 from conftest import Darkroom
-from darkroom.catalog import Catalog
-from darkroom.cells import run_cell
 from darkroom.config import Config
 from darkroom.errors import EngineDied, InvalidRequest
 from darkroom.events import Event, Fallback, Loaded, Picture, Preview, Step
 from darkroom.executors import FakeExecutor, LocalExecutor
 from darkroom.job import NO_IMAGES, Images, Job, parse, resolve, running_order
+from darkroom.models.catalog import Catalog
 from darkroom.output import grid, job_in, recipe
+from darkroom.work.cells import run_cell
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 2, "width": 64, "height": 64}
 
@@ -325,7 +325,7 @@ def test_a_grid_that_cannot_be_drawn_fails_no_job(darkroom: Darkroom, monkeypatc
 
 def test_progress_counts_the_pictures_of_all_cells(darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[int, int]] = []
-    monkeypatch.setattr("darkroom.work.PROGRESS_S", 0)
+    monkeypatch.setattr("darkroom.work.work.PROGRESS_S", 0)
     monkeypatch.setattr(
         "darkroom.spool.Ticket.write_progress",
         lambda _, progress: shown.append((progress["picture"], progress["pictures"])),

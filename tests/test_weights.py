@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.catalog import BUNDLED
-from darkroom.weights import BadFile, Header, family_of, read_header, what_else
+from darkroom.models.catalog import BUNDLED
+from darkroom.models.weights import BadFile, Header, family_of, read_header, what_else
 
 PREFIX = "model.diffusion_model."
 UNET = f"{PREFIX}input_blocks.0.0.weight"

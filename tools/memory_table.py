@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import BUNDLED
 from darkroom.config import Config
 from darkroom.errors import DarkroomError, EngineDied
 from darkroom.events import Event, Fallback, Warned
 from darkroom.executors import LocalExecutor
 from darkroom.job import NO_IMAGES, Images, Job
+from darkroom.models.catalog import BUNDLED
 
 ROOM, MODEL, BY = "MEMORY_TABLE_ROOM", "MEMORY_TABLE_MODEL", "MEMORY_TABLE_BY"
 

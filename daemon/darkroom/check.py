@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from darkroom import dropped
-from darkroom.catalog import BASE_ALONE, Catalog
 from darkroom.config import Config
 from darkroom.errors import ConfigError, DarkroomError, FieldError, InvalidRequest, ModelUnavailable, SpoolInUse
-from darkroom.given import Base, find
+from darkroom.inputs.sources import Base, find
 from darkroom.job import Request, goes_by_lines, lone_faults, parse, placed, read_presets, resolve
+from darkroom.models.catalog import BASE_ALONE, Catalog
 from darkroom.spool import Spool, holder
 
 DEVICE_TIMEOUT_S = 120.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from darkroom.config import Config
 from darkroom.errors import DarkroomError
-from darkroom.given import has_pictures
+from darkroom.inputs.sources import has_pictures
 from darkroom.intake import Intake
 from darkroom.job import Job, JobList, Request
 from darkroom.job.together import go_together, is_plain

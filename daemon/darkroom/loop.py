@@ -16,8 +16,6 @@ from darkroom.foresight import Foresight
 from darkroom.health import Health
 from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake, Needs, Waker
-from darkroom.onlookers import Onlookers
-from darkroom.publishing import Viewer
 from darkroom.reading import Reader
 from darkroom.reload import needs_another_engine, settled
 from darkroom.retention import Housekeeping
@@ -25,7 +23,9 @@ from darkroom.spool import Spool, Ticket, Verdict
 from darkroom.systemd import Notifier
 from darkroom.trouble import TROUBLE, Trouble
 from darkroom.turns import Turns
-from darkroom.work import Work
+from darkroom.viewers.onlookers import Onlookers
+from darkroom.work.publishing import Viewer
+from darkroom.work.work import Work
 
 LONGEST_SLEEP_S = 1.0
 TROUBLE_SLEEP_S = 0.5

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from darkroom import dropped
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import FieldError, InvalidRequest, JobError, Unfinished
-from darkroom.given import base_of, find, has_pictures
+from darkroom.inputs.sources import base_of, find, has_pictures
 from darkroom.intake import Needs
 from darkroom.job import NO_PICTURES, Given, Job, JobList, Request, goes_by_lines, lone_faults, read_presets, resolve
+from darkroom.models.catalog import Catalog
 
 MOST_KNOWN = 1 << 20
 """A job file with more bytes, pictures among them, is read twice rather than kept."""

@@ -1,6 +1,6 @@
 """The names of samplers and schedules: which there are, what other tools call them, which go together.
 
-Only names: ``engine/samplers.py`` turns them into diffusers' schedulers. The names are A1111's, whose recipes
+Only names: ``engine/sampling/samplers.py`` turns them into diffusers' schedulers. The names are A1111's, whose recipes
 most tools read; ComfyUI's and diffusers' spellings are understood.
 """
 

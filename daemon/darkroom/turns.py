@@ -18,7 +18,7 @@ from darkroom.health import State as HealthState
 from darkroom.intake import Guard, Intake
 from darkroom.spool import Arrival, Spool, Ticket, Verdict, is_urgent
 from darkroom.trouble import TROUBLE, Trouble
-from darkroom.work import Work
+from darkroom.work.work import Work
 
 REFUSE_BUDGET_S = 0.02
 """How long one look may go at new files."""

@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from darkroom.engine.samplers import advance, begin_at, make_scheduler
+from darkroom.engine.sampling.samplers import advance, begin_at, make_scheduler
 
 from .architecture import LATENT_CHANNELS, LATENT_FACTOR, new_scheduler
 from .captions import NEUTRAL_PROMPTS, caption

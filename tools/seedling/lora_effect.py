@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from darkroom.events import Picture
 from darkroom.job import parse_fields, resolve
+from darkroom.models.catalog import Catalog
 
 from .lora import INK, PAPER
 from .make import REPORT

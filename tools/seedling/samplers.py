@@ -1,6 +1,6 @@
 """darkroom's names of samplers and schedules, for the few that seedling is measured with.
 
-The same settings as in ``darkroom.engine.samplers``; only "uniform" differs, in its last step."""
+The same settings as in ``darkroom.engine.sampling.samplers``; only "uniform" differs, in its last step."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from PIL import Image
 from tools.seedling import evaluate
 from tools.seedling import judge as judges
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.engine.render import Engine
 from darkroom.events import Finished, Picture
 from darkroom.job import parse_fields, resolve
+from darkroom.models.catalog import Catalog
 
 ROUNDS = 9
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from darkroom import __version__
-from darkroom.engine.host import cpu_name
+from darkroom.engine.memory.host import cpu_name
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "zlib-ng")
 

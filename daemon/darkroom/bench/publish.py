@@ -11,12 +11,12 @@ from typing import Any
 
 from darkroom.bench import Progress
 from darkroom.bench.spool import JOB, Daemon, fill
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.events import Finished, Loaded
 from darkroom.executors import Executor, make_executor
 from darkroom.intake.mounts import file_system_of
 from darkroom.job import parse, resolve
+from darkroom.models.catalog import Catalog
 
 ENCODINGS = 9
 """How often each picture is encoded by either side."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.bench import Progress
-from darkroom.catalog import Catalog
 from darkroom.config import Config, Folders, Log, Output
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Finished, Loaded, Picture
@@ -27,6 +26,7 @@ from darkroom.intake.mounts import file_system_of
 from darkroom.job import NO_IMAGES, Images, Job, Result, parse, resolve
 from darkroom.logs import make_logger
 from darkroom.loop import Loop
+from darkroom.models.catalog import Catalog
 from darkroom.spool import Call, Disk, Spool, State, Ticket, Verdict, timestamp
 
 JOB = json.dumps({"prompt": "a red circle on a blue background", "seed": 7, "num_inference_steps": 4}).encode()

@@ -16,12 +16,12 @@ from typing import Any
 
 from darkroom.bench import Progress
 from darkroom.bench.spool import JOB
-from darkroom.catalog import Catalog
 from darkroom.config import Config
 from darkroom.errors import RenderFailed
 from darkroom.events import Loaded
 from darkroom.executors import LocalExecutor
 from darkroom.job import parse, resolve
+from darkroom.models.catalog import Catalog
 
 _READY_WITHIN_S = 60
 

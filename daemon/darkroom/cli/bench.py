@@ -201,8 +201,8 @@ def _engine(
     from contextlib import nullcontext
 
     from darkroom.bench.engine import cases, compare, frame, random_model
-    from darkroom.catalog import Catalog
     from darkroom.config import load
+    from darkroom.models.catalog import Catalog
 
     settings = load(config_file)
     if arch is not None and model is not None:

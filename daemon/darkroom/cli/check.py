@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from darkroom.catalog import Catalog
 from darkroom.check import check_job, preflight
 from darkroom.config import load
+from darkroom.models.catalog import Catalog
 from darkroom.visible import visible
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import UsageError
-from darkroom.given import is_embedded
+from darkroom.inputs.sources import is_embedded
 from darkroom.spool import DROPPED
 
 _FIELDS = {"init_image": "init_image", "init_images": "init_image", "mask_image": "mask_image", "mask": "mask_image"}

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from darkroom.catalog import BASE_ALONE, Catalog
 from darkroom.config import Config, load
 from darkroom.errors import ModelUnavailable
-from darkroom.families import FAMILIES
+from darkroom.models.catalog import BASE_ALONE, Catalog
+from darkroom.models.families import FAMILIES
 
 WHOLE = 10_000
 """Columns of what is piped, so that no path is broken."""

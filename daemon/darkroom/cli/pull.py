@@ -6,10 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
-from darkroom.catalog import Catalog
 from darkroom.config import load, toml_key
 from darkroom.errors import DarkroomError, UsageError
-from darkroom.hub import fetch, fetched_bytes, listing
+from darkroom.models.catalog import Catalog
+from darkroom.models.hub import fetch, fetched_bytes, listing
 
 POLL_S = 0.1
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom import strict_json
-from darkroom.catalog import Catalog
 from darkroom.check import faults_in
 from darkroom.cli.drop import Dropped, drop
 from darkroom.cli.embed import beside, read_picture, with_pictures
@@ -19,6 +18,7 @@ from darkroom.config import Config, Limits, load
 from darkroom.errors import InvalidRequest, UsageError
 from darkroom.health import has_ended
 from darkroom.job import goes_by_lines, read_list, spellings
+from darkroom.models.catalog import Catalog
 from darkroom.spool import (
     JOBS_OF_FOLDERS,
     KINDS,

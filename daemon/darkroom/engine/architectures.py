@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from darkroom.catalog import BUNDLED
+from darkroom.models.catalog import BUNDLED
 
 _SD = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280)}
 

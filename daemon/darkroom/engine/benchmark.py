@@ -18,11 +18,11 @@ import torch
 
 from darkroom.config import Config
 from darkroom.engine import device as devices
-from darkroom.engine.diffusion import is_guided
 from darkroom.engine.models import Models
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.render import Engine
 from darkroom.engine.rendering import Stopping
+from darkroom.engine.sampling.diffusion import is_guided
 from darkroom.events import Event, Finished, Loaded, Step
 from darkroom.job import NO_IMAGES, Images, Job
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from darkroom.catalog import Model
 from darkroom.errors import ModelUnavailable
-from darkroom.weights import Header
+from darkroom.models.catalog import Model
+from darkroom.models.weights import Header
 
 
 def part_loaders(

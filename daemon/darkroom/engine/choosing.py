@@ -30,7 +30,8 @@ from typing import Any, Literal
 import torch
 
 from darkroom.config import EngineSettings
-from darkroom.engine import cache, host
+from darkroom.engine import cache
+from darkroom.engine.memory import host
 
 CLEARLY_FASTER = 1.4
 """How many times faster bfloat16 must be on this CPU to be preferred to float32.

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from darkroom.config import Config, EngineSettings
-from darkroom.engine import host
 from darkroom.engine.choosing import choose_dtype
+from darkroom.engine.memory import host
 from darkroom.errors import ConfigError, DeviceGone, EngineDied, MachineError, first_line
 
 

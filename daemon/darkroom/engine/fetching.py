@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from darkroom.catalog import Model
 from darkroom.config import Models
 from darkroom.errors import DarkroomError, ModelUnavailable, Stopped
 from darkroom.events import Alive, Event
-from darkroom.hub import fetch
+from darkroom.models.catalog import Model
+from darkroom.models.hub import fetch
 
 ALIVE_S = 0.5
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from darkroom.engine.need import Need
+from darkroom.engine.memory.need import Need
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import edited
 from darkroom.engine.readings import Conditioning, Embeddings
 from darkroom.events import Warned
-from darkroom.families import Flow
 from darkroom.job import Job
+from darkroom.models.families import Flow
 from darkroom.prompt_syntax import parse
 from darkroom.sampling import UNIFORM
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from darkroom.engine import flow
-from darkroom.engine.diffusion import is_guided, noise
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.readings import Conditioning, Texts
 from darkroom.engine.rendering import Rendering, stop_if
+from darkroom.engine.sampling.diffusion import is_guided, noise
 from darkroom.engine.stepwise import Stepwise
 from darkroom.errors import RenderFailed
 from darkroom.events import Event, Step

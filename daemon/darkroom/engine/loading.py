@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
-from darkroom.catalog import Model, header_of
 from darkroom.config import EngineSettings, Safety
 from darkroom.engine.checkpoints import flow_part_loaders, load_vae, part_loaders
 from darkroom.engine.choosing import TYPICAL, Part, Workload, choose_dtype, lays_channels_last, tiles_attention
 from darkroom.engine.device import is_out_of_memory
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.imports import unfilled_weights
-from darkroom.engine.openvino import set_up
+from darkroom.engine.openvino.convert import set_up
 from darkroom.engine.pipeline import TEXT_ENCODERS, Pipeline
 from darkroom.engine.safety import FAKE, ClipChecker, FakeChecker
 from darkroom.errors import DarkroomError, ModelUnavailable, first_line
-from darkroom.families import FAMILIES, Flow
-from darkroom.weights import channels_of
+from darkroom.models.catalog import Model, header_of
+from darkroom.models.families import FAMILIES, Flow
+from darkroom.models.weights import channels_of
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 

@@ -26,8 +26,8 @@ from darkroom.config import Models
 from darkroom.errors import ModelUnavailable, RenderFailed, first_line
 from darkroom.events import Warned
 from darkroom.job import Job
-from darkroom.lora_keys import Foreign, compvis_name, parse_keys
-from darkroom.loras import Lora, Loras
+from darkroom.models.lora_keys import Foreign, compvis_name, parse_keys
+from darkroom.models.loras import Lora, Loras
 from darkroom.prompt_syntax import BadTag
 
 KEEP_BYTES = 256 << 20

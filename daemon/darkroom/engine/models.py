@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from darkroom.catalog import Catalog, Model
 from darkroom.config import Config
 from darkroom.engine.device import free_memory, memory_bytes
 from darkroom.engine.imports import import_libraries
 from darkroom.engine.loading import open_model
 from darkroom.engine.pipeline import Pipeline
 from darkroom.errors import ModelUnavailable
+from darkroom.models.catalog import Catalog, Model
 
 
 class Models:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from darkroom.config import Safety
-from darkroom.engine import host
 from darkroom.engine.device import free_memory
 from darkroom.engine.lora import Adapters
-from darkroom.engine.memory import MemoryPlan
-from darkroom.engine.need import Need
-from darkroom.engine.openvino import OpenVino
+from darkroom.engine.memory import host
+from darkroom.engine.memory.need import Need
+from darkroom.engine.memory.plan import MemoryPlan
+from darkroom.engine.openvino.convert import OpenVino
+from darkroom.engine.openvino.served import Served
 from darkroom.engine.readings import Readings
-from darkroom.engine.served import Served
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DECODER = "decoder"

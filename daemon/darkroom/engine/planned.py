@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from darkroom.engine import device as devices
-from darkroom.engine.diffusion import is_guided
-from darkroom.engine.fitting import Fitting, gib
-from darkroom.engine.host import Bound
-from darkroom.engine.learned import Learned
-from darkroom.engine.memory import GRAIN, Ladder, MemoryPlan, Phase, Rung
+from darkroom.engine.memory.fitting import Fitting, gib
+from darkroom.engine.memory.host import Bound
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.plan import GRAIN, Ladder, MemoryPlan, Phase, Rung
+from darkroom.engine.memory.underway import Death, UnderWay
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.underway import Death, UnderWay
+from darkroom.engine.sampling.diffusion import is_guided
 from darkroom.errors import OutOfMemory, RenderFailed
 from darkroom.events import Fallback
 from darkroom.job import Job

@@ -12,28 +12,28 @@ import torch
 
 from darkroom.config import Config
 from darkroom.engine import device as devices
-from darkroom.engine import host
 from darkroom.engine.ahead import Ahead
 from darkroom.engine.cache import cache_dir
-from darkroom.engine.diffusion import is_guided
 from darkroom.engine.fetching import ALIVE_S, Fetching
-from darkroom.engine.fitting import gib
 from darkroom.engine.flow import FlowPipeline
 from darkroom.engine.flow_rendering import FlowRendering
-from darkroom.engine.graphs import Graphs
 from darkroom.engine.hashes import Hashes
 from darkroom.engine.lane import Lane
-from darkroom.engine.learned import Learned
 from darkroom.engine.lora import Adapters, LoraCache
+from darkroom.engine.memory import host
+from darkroom.engine.memory.fitting import gib
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.need import DOUBT
+from darkroom.engine.memory.underway import Death, UnderWay
 from darkroom.engine.models import Models
-from darkroom.engine.need import DOUBT
+from darkroom.engine.openvino.quantizing import quantize
+from darkroom.engine.openvino.served import Served, Unserved
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.prompt import recall
-from darkroom.engine.quantizing import quantize
 from darkroom.engine.rendering import Rendering, Stopping, stop_if
-from darkroom.engine.reuse import reuses
-from darkroom.engine.served import Served, Unserved
-from darkroom.engine.underway import Death, UnderWay
+from darkroom.engine.sampling.diffusion import is_guided
+from darkroom.engine.sampling.graphs import Graphs
+from darkroom.engine.sampling.reuse import reuses
 from darkroom.errors import ConfigError, DarkroomError, DeviceGone, EngineDied, OutOfMemory, RenderFailed, first_line
 from darkroom.events import Alive, Event, Loaded, Warned
 from darkroom.job import NO_IMAGES, Images, Job

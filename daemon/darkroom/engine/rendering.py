@@ -19,22 +19,30 @@ import torch
 
 from darkroom.engine import device as devices
 from darkroom.engine.ahead import Ahead, Companions, Shot
-from darkroom.engine.beginning import Encoded, Originals, Start, encoded, resized
-from darkroom.engine.diffusion import Denoiser, Posterior, decode, decoding_part, encode_picture, is_guided, step
-from darkroom.engine.graphs import Graphs, Replays
-from darkroom.engine.host import Bound
 from darkroom.engine.lane import Lane
-from darkroom.engine.learned import Learned
+from darkroom.engine.memory.host import Bound
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.underway import Death, UnderWay
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.planned import Planned
 from darkroom.engine.preview import Previews
 from darkroom.engine.prompt import read, recall
 from darkroom.engine.readings import Conditioning
-from darkroom.engine.reuse import looking, unfit
 from darkroom.engine.safety import censored
-from darkroom.engine.samplers import begin_at, make_scheduler, step_arguments, step_of
+from darkroom.engine.sampling.beginning import Encoded, Originals, Start, encoded, resized
+from darkroom.engine.sampling.diffusion import (
+    Denoiser,
+    Posterior,
+    decode,
+    decoding_part,
+    encode_picture,
+    is_guided,
+    step,
+)
+from darkroom.engine.sampling.graphs import Graphs, Replays
+from darkroom.engine.sampling.reuse import looking, unfit
+from darkroom.engine.sampling.samplers import begin_at, make_scheduler, step_arguments, step_of
 from darkroom.engine.saving import Saving
-from darkroom.engine.underway import Death, UnderWay
 from darkroom.errors import RenderFailed, Stopped, first_line
 from darkroom.events import Ending, Event, Finished, Picture, Preview, Step, Warned
 from darkroom.job import NO_IMAGES, Images, Job

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.config import Config
-from darkroom.engine.host import free_bytes, oom_kills
+from darkroom.engine.memory.host import free_bytes, oom_kills
 from darkroom.errors import DarkroomError, EngineDied, EngineKilled, EngineStalled, MachineError, OutOfMemory
 from darkroom.events import Alive, Event, Fallback, Loaded, Picture
 from darkroom.executors.messages import Ended, Next, Ready, Setup, Stop, Work

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, ModelUnavailable
 from darkroom.job.loras import missing_lora
 from darkroom.job.types import LoraUse, Request
+from darkroom.models.catalog import Catalog
 from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.sampling import UnknownName, find_sampler, find_schedule
 

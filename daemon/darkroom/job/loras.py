@@ -6,10 +6,10 @@ import difflib
 
 from pydantic import ValidationError
 
-from darkroom.catalog import Catalog, Model
 from darkroom.errors import FieldError
 from darkroom.job.types import Job, LoraUse
-from darkroom.loras import Lora
+from darkroom.models.catalog import Catalog, Model
+from darkroom.models.loras import Lora
 from darkroom.prompt_syntax import BadTag, take_loras
 from darkroom.strict_json import shown
 

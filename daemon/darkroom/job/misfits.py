@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from darkroom.errors import FieldError
-from darkroom.families import Flow
 from darkroom.job.types import Job
+from darkroom.models.families import Flow
 from darkroom.prompt_syntax import BadTag, take_loras
 
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from darkroom.catalog import Catalog
 from darkroom.config import Config, Limits
 from darkroom.errors import FieldError, InvalidRequest
-from darkroom.families import Flow
 from darkroom.job.dynamic import NOT_DYNAMIC, choose_words
 from darkroom.job.entry import named
 from darkroom.job.lone import LIMITED, lone_faults, no_model, over_limit
@@ -20,6 +18,8 @@ from darkroom.job.passes import final_size, passes
 from darkroom.job.size import size_after
 from darkroom.job.types import IMAGE_FIELDS, NO_PICTURES, Given, Job, Request
 from darkroom.job.variations import cells_of, gather, one_of, values_of, with_seeds
+from darkroom.models.catalog import Catalog
+from darkroom.models.families import Flow
 from darkroom.sampling import UnknownName, choose_schedule, find_sampler, find_schedule
 
 DEFAULT_SAMPLER = "DPM++ 2M"

@@ -30,9 +30,9 @@ from typing import Any, Protocol
 import torch
 
 from darkroom.engine import device as devices
-from darkroom.engine.memory import MemoryPlan
-from darkroom.engine.need import Need
-from darkroom.engine.served import by_name
+from darkroom.engine.arguments import by_name
+from darkroom.engine.memory.need import Need
+from darkroom.engine.memory.plan import MemoryPlan
 from darkroom.errors import first_line
 from darkroom.events import Warned
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from darkroom import strict_json
-from darkroom.collect import collect
 from darkroom.errors import InvalidRequest
+from darkroom.inputs.collect import collect
 from darkroom.job import Request, placed
 from darkroom.reading import Reader
-from darkroom.record import Record
 from darkroom.spool import Spool, State, Ticket
+from darkroom.work.record import Record
 
 
 class Say(Protocol):

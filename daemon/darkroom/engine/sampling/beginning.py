@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from darkroom import images as pictures
-from darkroom.engine.diffusion import Posterior, noise
 from darkroom.engine.pipeline import Pipeline
-from darkroom.engine.samplers import add_noise
+from darkroom.engine.sampling.diffusion import Posterior, noise
+from darkroom.engine.sampling.samplers import add_noise
 from darkroom.errors import FieldError, InvalidRequest, RenderFailed
+from darkroom.inputs import images as pictures
 from darkroom.job import Images, Job
 from darkroom.job.passes import Pass
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from darkroom import images
 from darkroom.config import Limits
 from darkroom.errors import FieldError, InvalidRequest
+from darkroom.inputs import images
 from darkroom.job import IMAGE_FIELDS, Given, Request
 from darkroom.strict_json import shown
 

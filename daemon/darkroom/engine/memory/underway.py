@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from darkroom.engine import cache
-from darkroom.engine.host import oom_kills
-from darkroom.engine.memory import MemoryPlan, Phase
+from darkroom.engine.memory.host import oom_kills
+from darkroom.engine.memory.plan import MemoryPlan, Phase
 
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 

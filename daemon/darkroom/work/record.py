@@ -14,9 +14,9 @@ from darkroom import __version__
 from darkroom.errors import DarkroomError, JobError, MachineError
 from darkroom.events import Event, Fallback, Finished, Loaded, Picture, Step, Warned
 from darkroom.job import ErrorReport, Job, PictureRecord, Result, running_order
-from darkroom.pace import Pace
-from darkroom.sheets import JobSheet
 from darkroom.spool import OF_LIST, State, Ticket, Verdict, published_name, timestamp
+from darkroom.work.pace import Pace
+from darkroom.work.sheets import JobSheet
 
 
 @dataclass

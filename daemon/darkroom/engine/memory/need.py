@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darkroom.engine.memory import GRAIN, TILE, Ladder, MemoryPlan, Phase, smaller_picture, step_down
+from darkroom.engine.memory.plan import GRAIN, TILE, Ladder, MemoryPlan, Phase, smaller_picture, step_down
 
 DOUBT = 2.0
 """An estimate is at most this many times too small or too large (docs/memory.md has the measurements)."""

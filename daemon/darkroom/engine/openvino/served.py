@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from darkroom.engine.arguments import by_name, inputs_of
 from darkroom.errors import DarkroomError
 
 PACKAGE = "openvino"
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-ALWAYS = ("sample", "timestep", "encoder_hidden_states")
 
 _KEEP_BYTES = 512 << 20
 """What the weights of all shapes that are compiled may take together, but for those of the last."""
@@ -176,29 +176,6 @@ def core() -> Any:
     order of their beginning that is one that was freed, on which the next signal with a handler ends the process.
     """
     return library().Core()
-
-
-def inputs_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a UNet is given, by the names of its arguments."""
-    names = list(ALWAYS)
-    if config.get("addition_embed_type") == "text_time":
-        names += ["text_embeds", "time_ids"]
-    if config.get("time_cond_proj_dim") is not None:
-        names.append("timestep_cond")
-    return tuple(names)
-
-
-def by_name(
-    sample: torch.Tensor,
-    *,
-    encoder_hidden_states: torch.Tensor,
-    timestep_cond: torch.Tensor | None = None,
-    added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
-    return_dict: bool = False,
-) -> dict[str, torch.Tensor]:
-    """What diffusers' UNet is called with besides the time, by these names."""
-    given = {"sample": sample, "encoder_hidden_states": encoder_hidden_states, **(added_cond_kwargs or {})}
-    return given if timestep_cond is None else given | {"timestep_cond": timestep_cond}
 
 
 def attempt(work: Callable[[], Any]) -> Any:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from darkroom.engine.learned import Learned
-from darkroom.engine.memory import Ladder, MemoryPlan, Phase, Rung, between, foot, step_down
-from darkroom.engine.need import DOUBT, Need, first_plan, largest_size
-from darkroom.engine.underway import Death
+from darkroom.engine.memory.learned import Learned
+from darkroom.engine.memory.need import DOUBT, Need, first_plan, largest_size
+from darkroom.engine.memory.plan import Ladder, MemoryPlan, Phase, Rung, between, foot, step_down
+from darkroom.engine.memory.underway import Death
 
 
 @dataclass

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from darkroom.engine.memory import TILE, Vae
+from darkroom.engine.memory.plan import TILE, Vae
 from darkroom.engine.pipeline import DECODER, Pipeline
 from darkroom.engine.readings import Conditioning
-from darkroom.engine.samplers import advance
+from darkroom.engine.sampling.samplers import advance
 from darkroom.errors import RenderFailed
 from darkroom.job import Job
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from darkroom.audience import Audience
 from darkroom.config import Config
-from darkroom.exporter import Exporter
 from darkroom.health import Health
-from darkroom.metrics import Metrics
 from darkroom.page import Page
-from darkroom.publishing import Viewer
 from darkroom.spool import Spool, Verdict
-from darkroom.telling import Teller
+from darkroom.viewers.audience import Audience
+from darkroom.viewers.exporter import Exporter
+from darkroom.viewers.metrics import Metrics
+from darkroom.viewers.notify import Teller
+from darkroom.work.publishing import Viewer
 
 
 class Onlookers:

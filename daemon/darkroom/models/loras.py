@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from darkroom import weights
 from darkroom.errors import ModelUnavailable
-from darkroom.lora_keys import Foreign, family_of, parse_keys, text_width
+from darkroom.models import weights
+from darkroom.models.lora_keys import Foreign, family_of, parse_keys, text_width
 
-BUNDLED = Path(__file__).parent / "seedling-loras"
+BUNDLED = Path(__file__).parents[1] / "seedling-loras"
 FRESH_S = 1.0
 """How long what was read counts, so that a thousand jobs do not walk through the folder a thousand times."""
 

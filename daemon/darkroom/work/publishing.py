@@ -14,8 +14,8 @@ from darkroom.health import Health, Recent
 from darkroom.job import Job, is_entry_file
 from darkroom.page import Page
 from darkroom.reading import Reader
-from darkroom.record import Record
 from darkroom.spool import Spool, Ticket, Verdict
+from darkroom.work.record import Record
 
 
 class Viewer(Protocol):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from darkroom.events import Event
 from darkroom.job import Job
-from darkroom.publishing import Viewer
 from darkroom.spool import Ticket, Verdict
+from darkroom.work.publishing import Viewer
 
 
 class Audience:

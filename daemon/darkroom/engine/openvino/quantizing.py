@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from darkroom.engine import host
-from darkroom.engine.diffusion import Denoiser, encode_picture, is_guided, noise, step
-from darkroom.engine.fitting import gib
-from darkroom.engine.openvino import QUANTIZER
+from darkroom.engine.memory import host
+from darkroom.engine.memory.fitting import gib
+from darkroom.engine.openvino.convert import QUANTIZER
+from darkroom.engine.openvino.served import ServedUnet, Unserved, attempt, core, library
 from darkroom.engine.pipeline import Pipeline
 from darkroom.engine.prompt import encode
-from darkroom.engine.samplers import make_scheduler, step_arguments
-from darkroom.engine.served import ServedUnet, Unserved, attempt, core, library
+from darkroom.engine.sampling.diffusion import Denoiser, encode_picture, is_guided, noise, step
+from darkroom.engine.sampling.samplers import make_scheduler, step_arguments
 from darkroom.job import Job
 
 _PROMPTS = (

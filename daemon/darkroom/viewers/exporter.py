@@ -13,8 +13,8 @@ from typing import Any
 from darkroom.config import MetricsSettings
 from darkroom.errors import StorageTrouble, plainly
 from darkroom.health import Health
-from darkroom.metrics import Metrics
 from darkroom.spool import Disk
+from darkroom.viewers.metrics import Metrics
 
 EVERY_S = 15.0
 """How often the file is written, and what failed is tried again."""

@@ -12,9 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.attempts import refuse_another, refuse_repeat_offender
-from darkroom.cells import one_of_many, refuse, run_cell
-from darkroom.collect import images_of
 from darkroom.config import Config
 from darkroom.errors import (
     Cancelled,
@@ -31,14 +28,17 @@ from darkroom.events import Alive, Ending, Event, Fallback, Finished, Loaded, Pi
 from darkroom.executors import Executor
 from darkroom.foresight import Foresight
 from darkroom.health import Health
+from darkroom.inputs.collect import images_of
 from darkroom.job import JobList, Request, running_order
-from darkroom.opening import known, resolve
 from darkroom.page import Page
-from darkroom.publishing import Insist, Publisher, Viewer
 from darkroom.reading import Reader
-from darkroom.record import Record
-from darkroom.sheets import JobSheet
 from darkroom.spool import Spool, Ticket, timestamp
+from darkroom.work.attempts import refuse_another, refuse_repeat_offender
+from darkroom.work.cells import one_of_many, refuse, run_cell
+from darkroom.work.opening import known, resolve
+from darkroom.work.publishing import Insist, Publisher, Viewer
+from darkroom.work.record import Record
+from darkroom.work.sheets import JobSheet
 
 LOOK_AROUND_S = 0.02
 PROGRESS_S = 0.25

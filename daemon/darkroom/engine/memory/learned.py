@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.engine import cache
-from darkroom.engine.memory import MemoryPlan
+from darkroom.engine.memory.plan import MemoryPlan
 
 FILE = "plans.json"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from darkroom.given import Base, Found, base_of, find, has_pictures, look_again
+from darkroom.inputs.sources import Base, Found, base_of, find, has_pictures, look_again
 from darkroom.job import IMAGE_FIELDS, Images, Job, Request
 from darkroom.spool import DROPPED, Spool, Ticket, read
 from darkroom.spool.disk import storage_errors

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from darkroom.engine import schedulers
+from darkroom.engine.sampling import schedulers
 from darkroom.errors import RenderFailed
 
 _TRAINED = (

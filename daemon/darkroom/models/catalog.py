@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from darkroom.config import ModelDefaults, ModelEntry, Models, toml_key
 from darkroom.errors import ModelUnavailable, plainly
-from darkroom.families import DISTILLED, FLOWS, Flow
-from darkroom.loras import Loras
-from darkroom.weights import BadFile, Header, family_of, read_header, what_else
+from darkroom.models.families import DISTILLED, FLOWS, Flow
+from darkroom.models.loras import Loras
+from darkroom.models.weights import BadFile, Header, family_of, read_header, what_else
 
-BUNDLED = Path(__file__).parent / "seedling"
+BUNDLED = Path(__file__).parents[1] / "seedling"
 
 Source = Literal["bundled", "config", "models_dir", "hub"]
 

@@ -17,23 +17,22 @@ from typing import Any
 
 import torch
 
-from darkroom.catalog import Model
 from darkroom.config import EngineSettings
+from darkroom.engine.arguments import ALWAYS, inputs_of
 from darkroom.engine.cache import cache_dir
-from darkroom.engine.conversions import Conversions
-from darkroom.engine.served import (
-    ALWAYS,
+from darkroom.engine.openvino.conversions import Conversions
+from darkroom.engine.openvino.served import (
     DTYPES,
     PACKAGE,
     ServedDecoder,
     ServedUnet,
     attempt,
     core,
-    inputs_of,
     is_installed,
     library,
 )
 from darkroom.errors import first_line
+from darkroom.models.catalog import Model
 
 FILE = "unet.xml"
 DECODER_FILE = "decoder.xml"

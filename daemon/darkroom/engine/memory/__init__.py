@@ -1,0 +1,1 @@
+"""How a job is fitted into the memory that there is. Pure: no torch here."""

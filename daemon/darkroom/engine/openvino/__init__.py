@@ -1,0 +1,1 @@
+"""OpenVINO in place of torch, on a CPU: networks converted, quantized, kept on the disk and run."""

@@ -1,0 +1,1 @@
+"""One claimed job, from its request to its end."""
