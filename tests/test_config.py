@@ -195,7 +195,7 @@ def test_a_folder_or_a_binary_in_place_of_the_file_is_said(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="not UTF-8 text, line 1: byte 0xff"):
         load(tmp_path / "binary")
 
 

@@ -277,7 +277,7 @@ def test_parts_are_turned_as_they_come_to_the_device_and_make_the_same_picture(
     made = []
     for turns in (False, True):
         monkeypatch.setattr(loading, "lays_channels_last", lambda *_, turns=turns: turns)
-        monkeypatch.setattr(engine_pipeline, "_device_of", lambda part: "elsewhere")
+        monkeypatch.setattr(engine_pipeline.Pipeline, "_is_here", lambda self, part: False)
         engine = Engine(make_config(tmp_path, {"seedling": BUNDLED}))
         (picture,) = pictures(render(engine, job)).values()
         made.append(pixels(picture).astype(float))

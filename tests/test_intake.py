@@ -71,8 +71,8 @@ class Desk:
             names.append(arrival.name)
         return names
 
-    def refused(self) -> list[str]:
-        return [arrival.name for arrival in self.intake.refused(1.0)]
+    def refused(self, budget_s: float = 1.0) -> list[str]:
+        return [arrival.name for arrival in self.intake.refused(budget_s)]
 
 
 @pytest.fixture
@@ -116,6 +116,18 @@ def test_a_whole_file_that_is_no_job_is_refused_at_once(darkroom: Darkroom, desk
     darkroom.drop("good.json")
     assert sorted(desk.after(0).refused()) == ["list.json", "twice.json", "typo.json"]
     assert desk.taken() == ["good.json"]
+
+
+def test_what_one_file_took_long_for_does_not_keep_the_next_waiting(darkroom: Darkroom) -> None:
+    def judge(name: str, data: bytes | None) -> Needs | None:
+        desk.clock.now += 5.0
+        return desk.judge(name, data)
+
+    desk = Desk(darkroom, judge=judge)
+    darkroom.drop("slow.json")
+    assert desk.after(0).refused(0.02) == []
+    darkroom.drop("typo.json", {"promt": "a red circle"})
+    assert desk.after(1).refused(0.02) == ["typo.json"]
 
 
 def test_a_list_does_not_wait_for_its_turn_and_what_came_after_it_waits_for_its_jobs(

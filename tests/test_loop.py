@@ -144,7 +144,7 @@ def test_an_engine_that_is_silent_does_not_keep_the_loop_from_what_comes(
     darkroom.drop("long.json")
     with Running(darkroom.loop(LocalExecutor(darkroom.config, "engines:Hanging"))):
         until(lambda: "model.loaded" in darkroom.log.events() or any(darkroom.working.glob("*/progress.json")))
-        darkroom.drop("typo.json", {"promt": "x"})
+        darkroom.drop(".typo", {"promt": "x"}).rename(darkroom.inbox / "typo.json")  # whole, so that it is told of once
         until((darkroom.failed / "typo" / "error.json").exists)
 
 

@@ -209,7 +209,8 @@ class Intake:
                 if self.clock() >= begin + budget_s:
                     break
             end = self.clock()
-            self._next_judging = end + JUDGE_SHARE * (end - begin)
+            # What takes longer is slow to read, or the first, which brings libraries: no reason for others to wait.
+            self._next_judging = end + JUDGE_SHARE * min(end - begin, budget_s)
         while self._judging.hopeless:
             candidate = self._judging.hopeless.popleft()
             if self._waiting.has(candidate) and candidate.state in (Is.HOPELESS, Is.LIST):
