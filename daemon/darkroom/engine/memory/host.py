@@ -88,8 +88,8 @@ class Bound:
     def __init__(self, *, wanted: bool = True) -> None:
         self._wanted = wanted
         self._own: tuple[int, int] | None = None
-        self._code = 0
-        """Bytes of code when it was drawn."""
+        self._data = self._code = 0
+        """Bytes of this process's data, and of code among them, when it was drawn."""
         self._more = 0
         """Bytes that it is wider for code to come."""
         self._blamed = 0
@@ -109,7 +109,8 @@ class Bound:
         if data is None or free is None:
             return None
         self._own = resource.getrlimit(resource.RLIMIT_DATA)
-        self._code = code_bytes()
+        if data != self._data:  # code counts as data: where that is what it was, so is the code
+            self._data, self._code = data, code_bytes()
         own, hard = self._own
         soft = data + mapping + self._more + free - min(RESERVE, free // 4)
         if own != resource.RLIM_INFINITY:
