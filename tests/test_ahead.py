@@ -74,6 +74,26 @@ class Engine(FakeExecutor):
             yield event
 
 
+class Told(Engine):
+    """Remembers which job it had when it was told of which; ``refused`` is the prompt of one that fails."""
+
+    job: Job
+
+    def __init__(self, story: Story, refused: str | None = None) -> None:
+        super().__init__(story)
+        self.refused = refused
+        self.told: list[tuple[str, str]] = []
+
+    def announce(self, job: Job) -> None:
+        self.told.append((self.job.prompt, job.prompt))
+
+    def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
+        self.job = job
+        if job.prompt == self.refused:
+            raise RenderFailed("not this one")
+        yield from super().run(job, skip, images)
+
+
 def drop(darkroom: Darkroom, *names: str, **fields: Any) -> None:
     for name in names:
         darkroom.drop(f"{name}.json", prompt=name, num_inference_steps=1, **fields)
@@ -306,42 +326,18 @@ def test_the_engine_is_told_which_job_is_next_and_of_none_where_none_is(darkroom
     drop(darkroom, "a", "b")
     darkroom.drop("typo.json", {"promt": "c"})
     drop(darkroom, "d")
-    told: list[tuple[str, str]] = []
-
-    class Told(Engine):
-        job: Job
-
-        def announce(self, job: Job) -> None:
-            told.append((self.job.prompt, job.prompt))
-
-        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
-            self.job = job
-            yield from super().run(job, skip, images)
-
-    darkroom.run_once(Told(Story(darkroom)))
-    assert told == [("a", "b"), ("b", "d")]
+    engine = Told(Story(darkroom))
+    darkroom.run_once(engine)
+    assert engine.told == [("a", "b"), ("b", "d")]
 
 
 def test_the_engine_is_told_of_a_matrix_s_next_cell_and_after_the_last_of_the_next_job(darkroom: Darkroom) -> None:
     prompts = ["one", "two", "three", "four"]
     darkroom.drop("a.json", {"matrix": {"prompt": prompts}, "steps": 1, "width": 64, "height": 64, "seed": 1})
     drop(darkroom, "b")
-    told: list[tuple[str, str]] = []
-
-    class Told(Engine):
-        job: Job
-
-        def announce(self, job: Job) -> None:
-            told.append((self.job.prompt, job.prompt))
-
-        def run(self, job: Job, skip: frozenset[int] = frozenset(), images: Images = NO_IMAGES) -> Generator[Event]:
-            self.job = job
-            if job.prompt == "two":
-                raise RenderFailed("not this one")
-            yield from super().run(job, skip, images)
-
-    darkroom.run_once(Told(Story(darkroom)))
-    assert told == [("one", "two"), ("three", "four"), ("four", "b")]
+    engine = Told(Story(darkroom), refused="two")
+    darkroom.run_once(engine)
+    assert engine.told == [("one", "two"), ("three", "four"), ("four", "b")]
     assert (darkroom.names("done"), darkroom.names("failed")) == (["b"], ["a"])
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from darkroom import dropped
 from darkroom.config import Config
-from darkroom.errors import ConfigError, DarkroomError, FieldError, InvalidRequest, ModelUnavailable, SpoolInUse
+from darkroom.errors import (
+    ConfigError,
+    DarkroomError,
+    FieldError,
+    InvalidRequest,
+    ModelUnavailable,
+    SpoolInUse,
+    plainly,
+)
 from darkroom.inputs.sources import Base, find
 from darkroom.job import Request, goes_by_lines, lone_faults, parse, placed, read_presets, resolve
 from darkroom.models.catalog import BASE_ALONE, Catalog
@@ -38,7 +46,7 @@ def check_job(path: Path, config: Config, catalog: Catalog) -> list[str]:
     try:
         data = spool.read(str(path))
     except OSError as error:
-        return [error.strerror or str(error)]
+        return [plainly(error)]
     return faults_in(path.name, data, config, catalog, Base(path.parent, job=path.name))
 
 

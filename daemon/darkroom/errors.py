@@ -175,8 +175,13 @@ class Stopped(DarkroomError):
     """The engine was asked to stop and did so between two steps."""
 
 
-def refusal(error: OSError) -> str:
-    """What the system refused, and where: ``/srv/spool/done/cat: Permission denied``. Of a rename, where to."""
+def refusal(error: Exception) -> str:
+    """What the system refused, and where: ``/srv/spool/done/cat: Permission denied``. Of a rename, where to.
+
+    What is no refusal of the system's has said so itself.
+    """
+    if not isinstance(error, OSError):
+        return str(error)
     where = error.filename2 or error.filename
     return str(error) if where is None or error.strerror is None else f"{os.fsdecode(where)}: {error.strerror}"
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from darkroom import strict_json
 from darkroom.config import Retention
-from darkroom.errors import StorageTrouble
+from darkroom.errors import StorageTrouble, plainly
 from darkroom.spool import KINDS, Disk, Spool, read, results
 from darkroom.spool.ticket import ERROR, LOG, PICTURE_SUFFIXES, RESULT, RETRY
 
@@ -142,7 +142,7 @@ def _remove(disk: Disk, base: Path, result: _Result, dry_run: bool) -> Iterator[
     except FileNotFoundError:
         return  # somebody else was quicker
     except OSError as error:
-        size, left = 0, error.strerror or str(error)
+        size, left = 0, plainly(error)
     yield Outcome(name, size, age_s, left)
 
 

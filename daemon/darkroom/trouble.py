@@ -40,7 +40,7 @@ class Trouble:
 
     def pause(self, trouble: StorageTrouble | DeviceGone | OSError) -> None:
         """Begin to wait, longer than the last time."""
-        why = refusal(trouble) if isinstance(trouble, OSError) else trouble.message
+        why = refusal(trouble)
         device = isinstance(trouble, DeviceGone)
         if self.why != why:
             self.logger.error("device.gone" if device else "spool.trouble", why=why)

@@ -52,7 +52,7 @@ def clean(
                 if not as_json:
                     _say(outcome, dry_run)
     except (OSError, StorageTrouble) as error:
-        raise UsageError(f"cannot go on: {refusal(error) if isinstance(error, OSError) else error}") from None
+        raise UsageError(f"cannot go on: {refusal(error)}") from None
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], ensure_ascii=False))
     else:

@@ -16,7 +16,10 @@ def complete_unended(context: typer.Context, incomplete: str) -> list[str]:
     """Jobs that wait or run."""
     from darkroom.cli.control import running, waiting
 
-    return _complete(context, incomplete, lambda spool: [name for name, _ in (*waiting(spool), *running(spool))])
+    def names(spool: Spool) -> list[str]:
+        return [*(name for name, _ in waiting(spool)), *(ticket.name for ticket in running(spool))]
+
+    return _complete(context, incomplete, names)
 
 
 def complete_failed(context: typer.Context, incomplete: str) -> list[str]:
@@ -34,7 +37,7 @@ def complete_known(context: typer.Context, incomplete: str) -> list[str]:
     def names(spool: Spool) -> list[str]:
         health = read(spool.root)
         ended = [recent.name for recent in health.recent] if health is not None else []
-        return [name for name, _ in running(spool)] + ended
+        return [ticket.name for ticket in running(spool)] + ended
 
     return _complete(context, incomplete, names)
 

@@ -58,7 +58,7 @@ def cancel(names: list[str], config_file: Path | None, root: Path | None, *, as_
     return _tell(
         outcomes,
         as_json,
-        known=lambda: [name for name, _ in (*waiting(spool), *running(spool))],
+        known=lambda: [*(name for name, _ in waiting(spool)), *(ticket.name for ticket in running(spool))],
         why=lambda name: _verdict(spool, name),
     )
 
@@ -80,11 +80,11 @@ def _cancel(spool: Spool, name: str) -> list[str]:
                 else:
                     spool.disk.unlink(path)
                 done.append(f"taken out of the inbox: {path}")
-        for known, folder in running(spool):
-            if name in (known, folder.name):
-                what = "stops at its next step" if is_begun(spool, folder) else "will not be begun"
-                _write(spool, folder / CANCEL, "")
-                done.append(f"{what}: {folder.name}")
+        for ticket in running(spool):
+            if name in (ticket.name, ticket.id):
+                what = "stops at its next step" if ticket.is_begun else "will not be begun"
+                _write(spool, ticket.folder / CANCEL, "")
+                done.append(f"{what}: {ticket.id}")
         if done:
             return done
     return []
@@ -137,9 +137,7 @@ def _retry(spool: Spool, name: str, folder: Path) -> str:
     place = spool.inbox / group
     stem = place / re.sub(r"~\d+$", "", leaf)
     try:
-        for parent in (*reversed(place.parents), place):
-            if not parent.is_dir():
-                spool.disk.mkdir(parent)
+        spool.disk.make_folders(place)
         whole = _with_its_pictures(Path(source), folder)
         if whole is None:
             path = reveal(spool.disk, Path(source), stem, Path(source).suffix)
@@ -177,21 +175,12 @@ def waiting(spool: Spool) -> Iterator[tuple[str, str]]:
             yield published_name(found.dropped), found.place
 
 
-def running(spool: Spool) -> Iterator[tuple[str, Path]]:
-    """Names and folders of the jobs in ``working/``."""
+def running(spool: Spool) -> Iterator[Ticket]:
+    """The jobs in ``working/``."""
     for folder in sorted(spool.working.iterdir()) if spool.working.is_dir() else ():
         ticket = None if folder.name.startswith(".") or not folder.is_dir() else Ticket.load(folder, spool.disk)
         if ticket is not None:
-            yield ticket.name, folder
-
-
-def is_begun(spool: Spool, folder: Path) -> bool:
-    """Whether the engine has had a job of ``working/``: one that was claimed ahead of its turn it has not."""
-    try:
-        ticket = Ticket.load(folder, spool.disk)
-        return ticket is None or ticket.count_attempts() > 0
-    except OSError:
-        return True  # it is being published
+            yield ticket
 
 
 def failed_jobs(spool: Spool) -> dict[str, Path]:

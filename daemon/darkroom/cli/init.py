@@ -20,9 +20,7 @@ def init(folder: Path) -> None:
         raise UsageError(f"{file} is there already, and nothing is overwritten; name another folder")
     disk = Disk()
     try:
-        for parent in (*reversed(file.parent.parents), file.parent):
-            if not parent.is_dir():
-                disk.mkdir(parent)
+        disk.make_folders(file.parent)
         disk.replace(file, shipped_config())  # kept: a person goes on to edit it
     except (OSError, StorageTrouble) as error:
         raise UsageError(f"cannot write {file}: {plainly(error)}") from None

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from darkroom.cli.control import is_begun, running, waiting
+from darkroom.cli.control import running, waiting
 from darkroom.cli.status import existing_spool
 from darkroom.errors import UsageError
 from darkroom.health import read as read_health
@@ -64,10 +64,10 @@ def _find(spool: Spool, name: str | None, follow: bool) -> Path:
 
 def _latest(spool: Spool, follow: bool) -> Path:
     """The one that runs, else the last that ended. With ``follow`` also one of which nothing is told yet."""
-    claimed = [folder for _, folder in running(spool)]
-    at_work = [folder for folder in claimed if is_begun(spool, folder)] or (claimed if follow else [])
+    claimed = list(running(spool))
+    at_work = [ticket for ticket in claimed if ticket.is_begun] or (claimed if follow else [])
     if at_work:
-        return at_work[-1]
+        return at_work[-1].folder
     health = read_health(spool.root)
     for recent in health.recent if health is not None else ():
         folder = (spool.done if recent.status == "done" else spool.failed) / recent.name
@@ -78,9 +78,9 @@ def _latest(spool: Spool, follow: bool) -> Path:
 
 def _known(spool: Spool, name: str) -> Path | None:
     """By its name or its id: one that runs, else the later of those that ended."""
-    for known, folder in running(spool):
-        if name in (known, folder.name):
-            return folder
+    for ticket in running(spool):
+        if name in (ticket.name, ticket.id):
+            return ticket.folder
     bases = (spool.done, spool.failed)
     ended = [base / name for base in bases if (base / name / RESULT).is_file()]
     return max(ended, key=lambda folder: (folder / RESULT).stat().st_mtime, default=None) or next(

@@ -108,7 +108,7 @@ def _claimed(spool: Spool) -> tuple[list[str], list[dict[str, Any]]]:
         with contextlib.suppress(OSError):
             if (ticket := Ticket.load(folder, spool.disk)) is not None:
                 job.setdefault("name", ticket.name)
-                if "step" not in job and not ticket.count_attempts():
+                if "step" not in job and not ticket.is_begun:
                     ahead.append(ticket.name)
                     continue
         jobs.append(job)

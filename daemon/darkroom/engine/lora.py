@@ -23,7 +23,7 @@ from torch.nn import Conv2d, Linear
 from torch.nn import functional as F  # noqa: N812 - as torch's own documentation has it
 
 from darkroom.config import Models
-from darkroom.errors import ModelUnavailable, RenderFailed, first_line
+from darkroom.errors import ModelUnavailable, RenderFailed, first_line, plainly
 from darkroom.events import Warned
 from darkroom.job import Job
 from darkroom.models.lora_keys import Foreign, compvis_name, parse_keys
@@ -94,7 +94,7 @@ class LoraCache:
         try:
             stat = lora.file.stat()
         except OSError as error:
-            raise lora.bad(f"cannot be read: {error.strerror or error}") from None
+            raise lora.bad(f"cannot be read: {plainly(error)}") from None
         key = (lora.file, stat.st_mtime_ns, stat.st_size)
         if key not in self._read:
             self._read[key] = read(lora)
@@ -115,7 +115,7 @@ def read(lora: Lora) -> Weights:
         tensors = safetensors.torch.load(data)
         keys = parse_keys(tensors)
     except OSError as error:
-        raise lora.bad(f"cannot be read: {error.strerror or error}") from None
+        raise lora.bad(f"cannot be read: {plainly(error)}") from None
     except safetensors.SafetensorError as error:
         raise lora.bad(f"is no safetensors file, or not all of one ({first_line(error)})") from None
     except Foreign as error:

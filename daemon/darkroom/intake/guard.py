@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from darkroom.errors import ConfigError, StorageTrouble
+from darkroom.errors import ConfigError, StorageTrouble, plainly
 from darkroom.intake.mounts import tells_of_changes
 from darkroom.intake.watch import Watch
 from darkroom.spool import Spool
@@ -70,7 +70,7 @@ class Guard:
 
     def unreadable(self, error: OSError) -> None:
         """A scan failed: nothing is taken from the inbox until it is found again."""
-        self.trouble = f"the inbox {self._spool.inbox} cannot be read: {error.strerror or error}"
+        self.trouble = f"the inbox {self._spool.inbox} cannot be read: {plainly(error)}"
         self._logger.error("inbox.unreadable", why=self.trouble)
 
     def _find_again(self, now: float) -> bool:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from darkroom.errors import InvalidRequest, Unfinished
+from darkroom.errors import InvalidRequest, Unfinished, plainly
 from darkroom.intake.candidate import Candidate, Is, Needs
 from darkroom.intake.waiting import Waiting
 from darkroom.spool import PUBLISHED, Fingerprint, Spool, fingerprint, is_picture
@@ -67,7 +67,7 @@ class Judging:
             self.waiting.forget(arrival.name)
         except OSError as error:
             remedy = " (chmod g+r)" if isinstance(error, PermissionError) else ""
-            self.leave(candidate, f"it cannot be read: {error.strerror or error}{remedy}")
+            self.leave(candidate, f"it cannot be read: {plainly(error)}{remedy}")
             return
         else:
             self._decide(candidate, needs)

@@ -171,7 +171,7 @@ def header_of(name: str, file: Path) -> Header:
     except BadFile as error:
         raise ModelUnavailable(f'model "{name}": {file} {error}') from None
     except OSError as error:
-        raise ModelUnavailable(f'model "{name}": {file} cannot be read: {error.strerror or error}') from None
+        raise ModelUnavailable(f'model "{name}": {file} cannot be read: {plainly(error)}') from None
 
 
 BASE_ALONE = "no weights in safetensors, so only a base for checkpoints"

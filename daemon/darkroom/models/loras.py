@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from darkroom.errors import ModelUnavailable
+from darkroom.errors import ModelUnavailable, plainly
 from darkroom.models import weights
 from darkroom.models.lora_keys import Foreign, family_of, parse_keys, text_width
 
@@ -51,7 +51,7 @@ class Lora:
         except (weights.BadFile, Foreign) as error:
             raise self.bad(str(error)) from None
         except OSError as error:
-            raise self.bad(f"cannot be read: {error.strerror or error}") from None
+            raise self.bad(f"cannot be read: {plainly(error)}") from None
         if not keys:
             family = weights.family_of(header)
             raise self.bad(f"is no LoRA but {f'a model of {family}' if family else weights.what_else(header)}")

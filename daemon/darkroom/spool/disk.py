@@ -117,6 +117,12 @@ class Disk:
         except OSError as error:
             _raise(error, path, "mkdir")
 
+    def make_folders(self, folder: Path) -> None:
+        """Make a folder, and those above it that are not there."""
+        for path in (*reversed(folder.parents), folder):
+            if not path.is_dir():
+                self.mkdir(path)
+
     def rename(self, path: StrPath, target: StrPath) -> None:
         """Rename within one file system; an existing file at ``target`` is replaced, a folder with content is not."""
         self._announce("rename", path, target)

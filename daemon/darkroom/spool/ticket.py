@@ -269,6 +269,14 @@ class Ticket:
         """How many there were."""
         return len(self._known_attempts())
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the engine has had it: one that was claimed ahead of its turn it has not."""
+        try:
+            return self.count_attempts() > 0
+        except OSError:
+            return True  # it is being published
+
     def prepare_attempt(self) -> None:
         """Put on record that the engine is about to be woken: then ``begin_attempt`` does not wait for the disk."""
         number = len(self._known_attempts()) + 1
